@@ -1,0 +1,162 @@
+// KvCache and Step: the facade most servers need. One pool, many sequences, steps that happen whole or not at all.
+//
+// Layer: cache. Joins the storage and the compute column.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "pagedkv/attention.h"
+#include "pagedkv/page_pool.h"
+#include "pagedkv/result.h"
+#include "pagedkv/sequence.h"
+#include "pagedkv/types.h"
+
+namespace pagedkv {
+
+/// What the cache must know of a model.
+struct ModelShape {
+  std::uint32_t num_layers = 1;   ///< 1..4096.
+  std::uint32_t num_q_heads = 0;  ///< A multiple of `num_kv_heads`.
+  std::uint32_t num_kv_heads = 0;
+  std::uint32_t head_dim = 0;    ///< 1..1024.
+  std::uint32_t v_head_dim = 0;  ///< 1..1024; 0 means head_dim.
+  DType dtype = DType::bf16;     ///< Format of the pages.
+};
+
+struct KvCacheOptions {
+  ModelShape shape = {};
+  std::uint32_t page_size = 16;      ///< Tokens a page, 1..256.
+  std::uint64_t capacity_bytes = 0;  ///< One of the two; rounded down to whole pages.
+  std::uint64_t capacity_pages = 0;
+  std::uint64_t watermark_pages = 0;  ///< Pages that `can_admit` keeps in hand for running sequences.
+  HugePages huge_pages = HugePages::kTransparent;
+  AttentionVariant attention = {};  ///< What every layer computes. Spans are copied.
+  std::string_view target = {};     ///< Kernel target by name; empty = the active one.
+};
+
+/// Options of one sequence.
+struct OpenOptions {
+  std::string_view cache_salt = {};  ///< Namespace of a tenant: prefixes are shared only within it.
+  std::string_view extra_key = {};   ///< Whatever else changes K and V: adapter, images.
+};
+
+/// One sequence of a step.
+struct StepItem {
+  Sequence* sequence = nullptr;
+  std::uint32_t num_new_tokens = 0;    ///< At least 1.
+  std::span<const Token> tokens = {};  ///< Ids of the new tokens, or empty if unknown or given to `open`.
+};
+
+struct CacheStats {
+  PoolStats pool = {};
+  std::uint64_t open_sequences = 0;
+  std::uint64_t steps_begun = 0, steps_committed = 0, steps_rolled_back = 0;
+  std::uint64_t tokens_committed = 0;
+  std::uint64_t copied_pages = 0;  ///< Copies on write.
+};
+
+/// A transaction over a batch of sequences: its pages are reserved, all or none; K and V of the new tokens are
+/// written and attended layer by layer; then all or a part of the new tokens is committed. Dropped without commit, it
+/// leaves every sequence as it was.
+///
+/// Rows of q, k, v and out are the new tokens of the items in order, `num_rows()` in all.
+///
+/// Threads: one at a time; steps over disjoint sequences run at once.
+class Step {
+ public:
+  /// Writes K and V of all new tokens of one layer.
+  ///
+  /// Shape:  k [num_rows][num_kv_heads][head_dim], v [num_rows][num_kv_heads][v_head_dim], any dtype, converted
+  /// Errors: kInvalidArgument (layer or size), kClosed (after commit)
+  Result<void> write(std::uint32_t layer, ConstTensor k, ConstTensor v) noexcept;
+
+  /// Attention of all new tokens over their sequences, as KvCacheOptions::attention says. Write the layer first.
+  ///
+  /// Shape:  q [num_rows][num_q_heads][head_dim], out [num_rows][num_q_heads][v_head_dim],
+  ///         lse [num_rows][num_q_heads] natural logarithm or empty
+  /// Errors: kInvalidArgument (layer or size), kClosed, kCancelled
+  Result<void> attend(std::uint32_t layer, ConstTensor q, Tensor out, std::span<float> lse = {}) noexcept;
+
+  /// Makes all new tokens part of their sequences. The step is over.
+  Result<void> commit() noexcept;
+  /// Makes the first `accepted[i]` new tokens of item i part of its sequence and releases the rest.
+  ///
+  /// Errors: kInvalidArgument (sizes, or more than the item's new tokens; the step goes on), kClosed
+  Result<void> commit(std::span<const std::uint32_t> accepted) noexcept;
+  /// Leaves every sequence as it was before the step. Also done by the destructor.
+  void rollback() noexcept;
+
+  [[nodiscard]] std::size_t num_rows() const noexcept;
+  [[nodiscard]] std::size_t num_items() const noexcept;
+
+  Step(Step&&) noexcept;
+  Step& operator=(Step&&) noexcept;
+  ~Step();
+
+  struct Impl;
+  explicit Step(std::unique_ptr<Impl>) noexcept;
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Thread-safe; sequences and steps keep what they need of it alive.
+class KvCache {
+ public:
+  /// Errors: kInvalidArgument  a shape or capacity that is zero, absurd or overflows
+  ///         kUnsupported      unknown target
+  ///         kOsError, kOutOfMemory
+  static Result<KvCache> create(const KvCacheOptions& options) noexcept;
+
+  /// Opens a sequence for a prompt. It already holds the longest cached prefix (`num_tokens()`), at most all tokens but
+  /// the last; feed the rest through steps. Without tokens it begins empty and unshared.
+  ///
+  /// Errors: kOutOfMemory, kInvalidArgument
+  Result<Sequence> open(std::span<const Token> tokens = {}, const OpenOptions& options = {}) noexcept;
+
+  /// Begins a step: every page that it takes is reserved, or none and nothing changed.
+  ///
+  /// Errors: kOutOfPages       preempt or wait; every sequence is as it was
+  ///         kInvalidArgument  no items, a null or foreign sequence, one listed twice, zero new tokens, overflow
+  ///         kClosed, kBusy    a sequence closed, or in another step
+  ///         kOutOfMemory, kOsError
+  Result<Step> begin_step(std::span<const StepItem> items) noexcept;
+  Result<Step> begin_step(std::initializer_list<StepItem> items) noexcept {
+    return begin_step(std::span<const StepItem>(items.begin(), items.size()));
+  }
+
+  /// What a scheduler asks before it acts. Exact when no other thread allocates in between.
+  [[nodiscard]] std::uint64_t pages_available() const noexcept;  ///< Free + evictable.
+  [[nodiscard]] std::uint64_t pages_for_tokens(std::uint64_t num_tokens) const noexcept;
+  /// Pages that `begin_step(items)` would take, copies on write included. Errors: as begin_step, but kOutOfPages.
+  Result<std::uint64_t> pages_needed(std::span<const StepItem> items) const noexcept;
+  /// Whether a prompt of `prompt_tokens`, and `max_new_tokens` after it, fits now above the watermark.
+  [[nodiscard]] bool can_admit(std::uint64_t prompt_tokens, std::uint64_t max_new_tokens = 0) const noexcept;
+
+  [[nodiscard]] CacheStats stats() const noexcept;
+  [[nodiscard]] const KvCacheOptions& options() const noexcept;
+  [[nodiscard]] std::uint64_t page_bytes() const noexcept;
+  /// One layer's pages as a strided view, for kernels of one's own. Errors: kInvalidArgument (layer)
+  Result<KvView> view(std::uint32_t layer) const noexcept;
+  [[nodiscard]] PagePool& pool() noexcept;
+
+  /// Gives the memory of free pages back to the OS; returns the bytes given.
+  Result<std::uint64_t> trim() noexcept;
+
+  KvCache(KvCache&&) noexcept;
+  KvCache& operator=(KvCache&&) noexcept;
+  ~KvCache();
+
+  struct Impl;
+
+ private:
+  explicit KvCache(std::shared_ptr<Impl>) noexcept;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace pagedkv

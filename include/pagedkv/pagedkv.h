@@ -1,0 +1,11 @@
+// Everything at once, for tutorials. The library's own code includes what it uses.
+#pragma once
+
+#include "pagedkv/attention.h"  // IWYU pragma: export
+#include "pagedkv/cpu.h"        // IWYU pragma: export
+#include "pagedkv/kv_cache.h"   // IWYU pragma: export
+#include "pagedkv/page_pool.h"  // IWYU pragma: export
+#include "pagedkv/result.h"     // IWYU pragma: export
+#include "pagedkv/sequence.h"   // IWYU pragma: export
+#include "pagedkv/types.h"      // IWYU pragma: export
+#include "pagedkv/version.h"    // IWYU pragma: export

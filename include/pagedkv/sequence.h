@@ -1,0 +1,93 @@
+// Sequence: one growing token stream and its page table.
+//
+// Layer: sequence. Made by a SequenceStore (storage alone) or by KvCache::open.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "pagedkv/page_pool.h"
+#include "pagedkv/result.h"
+#include "pagedkv/types.h"
+
+namespace pagedkv {
+
+/// A handle that owns its page references; dropping it closes the sequence. It keeps the pool alive.
+///
+/// Threads: one at a time for each sequence; different sequences at once.
+class Sequence {
+ public:
+  Sequence() noexcept = default;  ///< A closed sequence.
+  Sequence(Sequence&&) noexcept;
+  Sequence& operator=(Sequence&&) noexcept;
+  ~Sequence();
+
+  /// Makes room for `num_tokens` more tokens and counts them as held, or changes nothing.
+  ///
+  /// For engines that write with kernels of their own; with a KvCache use a Step. A last page shared with a fork is
+  /// copied first.
+  ///
+  /// Errors: kOutOfPages, kOutOfMemory, kOsError; kClosed, kBusy (in a step); kInvalidArgument (length overflows)
+  /// Cost:   at most one pool call.
+  Result<void> append(std::uint32_t num_tokens) noexcept;
+
+  /// Forgets all but the first `num_tokens` tokens and releases the pages that then hold none.
+  ///
+  /// Errors: kInvalidArgument (longer than the sequence, or inside what a window released), kClosed, kBusy
+  Result<void> truncate(std::uint64_t num_tokens) noexcept;
+
+  /// A second sequence with the same tokens that shares all pages; whoever writes a shared page first copies it.
+  ///
+  /// Errors: kOutOfMemory, kClosed, kBusy
+  /// Cost:   O(pages).
+  [[nodiscard]] Result<Sequence> fork() noexcept;
+
+  /// Releases all pages, tail first. Closing twice is harmless. In a step: kBusy, nothing changed.
+  Result<void> close() noexcept;
+
+  [[nodiscard]] bool is_open() const noexcept;
+  [[nodiscard]] std::uint64_t num_tokens() const noexcept;     ///< Tokens held (0 if closed).
+  [[nodiscard]] std::uint64_t cached_tokens() const noexcept;  ///< Of those, found in the prefix cache when opened.
+  [[nodiscard]] std::uint32_t page_size() const noexcept;
+  /// The page table in token order, without copying; valid until the next call that changes the sequence.
+  /// Entries released behind a window are kNullPage.
+  [[nodiscard]] std::span<const PageId> pages() const noexcept;
+  /// Ids of the tokens, as far as the caller gave them (open, StepItem::tokens). Valid until the next change.
+  [[nodiscard]] std::span<const Token> tokens() const noexcept;
+  /// Pages that `append(num_tokens)` would take now, a copy on write included.
+  [[nodiscard]] std::uint64_t pages_needed(std::uint32_t num_tokens) const noexcept;
+
+  struct Control;  ///< Defined in src/sequence; shared with the rooms above.
+  [[nodiscard]] Control* control() const noexcept { return control_; }
+  explicit Sequence(Control* control) noexcept : control_(control) {}
+
+ private:
+  Control* control_ = nullptr;
+};
+
+/// Opens sequences over a pool: control blocks come from one pool of nodes, page tables grow in place.
+///
+/// Threads: any.
+class SequenceStore {
+ public:
+  /// Errors: kInvalidArgument (page_size outside 1..256), kOutOfMemory
+  static Result<SequenceStore> create(PagePool& pool, std::uint32_t page_size) noexcept;
+  /// Errors: kOutOfMemory
+  Result<Sequence> open() noexcept;
+  [[nodiscard]] std::uint64_t open_sequences() const noexcept;
+
+  SequenceStore(SequenceStore&&) noexcept;
+  SequenceStore& operator=(SequenceStore&&) noexcept;
+  ~SequenceStore();
+
+  struct Impl;
+  [[nodiscard]] const std::shared_ptr<Impl>& impl() const noexcept { return impl_; }
+
+ private:
+  explicit SequenceStore(std::shared_ptr<Impl>) noexcept;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace pagedkv

@@ -1,0 +1,63 @@
+// The seam between scheduling and SIMD: what one task of a plan asks of a kernel, and the table of kernels.
+//
+// Layer: kernels. An ordinary header without SIMD; `attention/` fills tasks, every target implements AttendFn.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "pagedkv/attention.h"
+#include "pagedkv/types.h"
+
+namespace pagedkv::kernels {
+
+/// What is common to all tasks of one run. Plain data, borrowed pointers.
+struct AttendParams {
+  std::uint32_t num_q_heads, num_kv_heads;
+  std::uint32_t group;  ///< Query heads a kv head.
+  std::uint32_t head_dim, v_head_dim, page_size;
+  DType kv_dtype, q_dtype, out_dtype;
+  bool causal;
+  std::int32_t window_left;  ///< -1 = off.
+  float sm_scale, logits_soft_cap;
+  const float* alibi_slopes;  ///< [num_q_heads] or null.
+  const float* sinks;         ///< [num_q_heads] or null; joined by the part that begins a row's keys.
+  MaskKind mask_kind;
+  KvView pages;
+  const void* q;  ///< [rows][num_q_heads][head_dim]
+  void* out;      ///< [rows][num_q_heads][v_head_dim]
+  float* lse;     ///< [rows][num_q_heads] or null.
+};
+
+/// One task: the attention of some query rows, all heads of the group of one kv head, over one range of keys.
+///
+/// The result depends on the task's own rows and keys alone, and a row's arithmetic does not depend on which other
+/// rows share the task: this is what makes batches and cascades bitwise invariant.
+struct AttendTask {
+  const std::int32_t* page_table;  ///< Page of token t is page_table[t / page_size].
+  std::int64_t kv_begin, kv_end;   ///< Keys of this part; non-empty except for rows that see nothing.
+  std::uint32_t kv_head;
+  std::int32_t num_rows;     ///< Query rows (positions), each with `group` heads.
+  std::int32_t first_row;    ///< Row of q and out of the task's first query.
+  std::int64_t first_pos;    ///< Its position; row r of the task has first_pos + r.
+  const std::byte* mask;     ///< Mask of the sequence, or null.
+  std::int64_t mask_offset;  ///< Entry (bit) index of (first row of the task, kv head's first query head, key 0).
+  std::int64_t mask_row_stride, mask_head_stride;  ///< Entries.
+  bool first_part;                                 ///< Sinks join here.
+  /// Null: write final rows to params.out / params.lse. Else the partial state of this part goes to
+  /// partial_out [num_rows][group][v_head_dim] f32, normalised, and partial_lse [num_rows][group], natural logarithm.
+  float* partial_out;
+  float* partial_lse;
+};
+
+/// Computes one task. `scratch` is 64-byte aligned and holds at least scratch_bytes(params).
+using AttendFn = void (*)(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept;
+
+/// A kernel and what the planner must know of it.
+struct AttendKernel {
+  AttendFn attend;
+  std::size_t (*scratch_bytes)(const AttendParams& params, std::int32_t max_rows) noexcept;
+  std::int32_t max_rows;  ///< Query rows that one task may carry.
+};
+
+}  // namespace pagedkv::kernels
