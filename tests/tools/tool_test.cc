@@ -1,0 +1,64 @@
+// The frame of the program: exit codes, one line on stderr, tables.
+#include "tool.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <vector>
+
+#include "table.h"
+
+namespace pagedkv::tool {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Ran {
+  int code;
+  std::string out, err;
+};
+
+Ran run(std::initializer_list<const char*> arguments) {
+  std::vector<const char*> argv = {"pagedkv"};
+  argv.insert(argv.end(), arguments);
+  testing::internal::CaptureStdout();
+  testing::internal::CaptureStderr();
+  const int code = run_tool(static_cast<int>(argv.size()), argv.data());
+  return {code, testing::internal::GetCapturedStdout(), testing::internal::GetCapturedStderr()};
+}
+
+TEST(Tool, UnknownCommandIsBadUsageSaidInOneLine) {
+  for (const Ran& ran : {run({"frobnicate"}), run({}), run({"--no-such-flag"})}) {
+    EXPECT_EQ(ran.code, kBadInput);
+    EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+    EXPECT_THAT(ran.err, HasSubstr("pagedkv: "));
+  }
+}
+
+TEST(Tool, HelpAndVersionSucceedOnStdout) {
+  const Ran help = run({"--help"});
+  EXPECT_EQ(help.code, kDone);
+  EXPECT_THAT(help.out, HasSubstr("Exit codes"));
+  EXPECT_EQ(help.err, "");
+  EXPECT_THAT(run({"--version"}).out, HasSubstr("pagedkv "));
+}
+
+TEST(Table, AlignsColumnsAndCountsUtf8AsOneColumn) {
+  Table table({"name", "value"});
+  table.add({"µs", "1"});
+  table.add({"longer", "22"});
+  EXPECT_EQ(table.to_string(), "name    value\n-------------\nµs          1\nlonger     22\n");
+}
+
+TEST(Table, FormatsNumbersForPeople) {
+  EXPECT_EQ(with_thousands(0), "0");
+  EXPECT_EQ(with_thousands(999), "999");
+  EXPECT_EQ(with_thousands(1234567), "1,234,567");
+  EXPECT_EQ(with_bytes(1536), "1.50 KiB");
+  EXPECT_EQ(with_percent(0.1234), "12.34 %");
+}
+
+}  // namespace
+}  // namespace pagedkv::tool

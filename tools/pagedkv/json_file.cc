@@ -1,0 +1,25 @@
+// Writes JSON and notices when the disk does not take it.
+#include "json_file.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include "tool.h"
+
+namespace pagedkv::tool {
+
+void write_json(const std::string& path, const Json& json) {
+  const std::string text = json.dump(2) + "\n";
+  if (path == "-") {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    return;
+  }
+  std::FILE* file = std::fopen(path.c_str(), "wb");
+  if (file == nullptr) throw BadInput("cannot write " + path + ": " + std::strerror(errno));
+  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  if (std::fclose(file) != 0 || !written) throw BadInput("cannot write " + path + ": " + std::strerror(errno));
+}
+
+}  // namespace pagedkv::tool
