@@ -33,7 +33,7 @@ struct Error {
   Errc code = Errc::kOk;
   const char* what = "";
 
-  friend bool operator==(const Error& error, Errc code) noexcept { return error.code == code; }
+  friend bool operator==(const Error& error, Errc wanted) noexcept { return error.code == wanted; }
 };
 
 /// A `T`, or the `Error` that prevented it.
