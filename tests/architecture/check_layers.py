@@ -20,7 +20,7 @@ TOP = ("include", "src", "tests", "bench", "tools", "examples", "bindings", "scr
 def source_files(root):
     """Files under version control (all files where there is none), below the folders that hold code."""
     try:
-        listed = subprocess.run(["git", "-C", str(root), "ls-files", "-co", "--exclude-standard", "--deduplicate"],
+        listed = subprocess.run(["git", "-c", "safe.directory=*", "-C", str(root), "ls-files", "-co", "--exclude-standard", "--deduplicate"],
                                 check=True, capture_output=True, text=True).stdout.split("\n")
     except (OSError, subprocess.CalledProcessError):
         listed = [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()]
