@@ -14,6 +14,16 @@
 
 namespace pagedkv {
 
+/// Layers that see the same keys and share a page table. A page holds `page_size` tokens of all layers of one group, so
+/// groups that share a pool need equal page bytes.
+struct LayerGroup {
+  /// Keys to the left of a token that it sees besides its own; -1 = all. Pages behind the window are released as the
+  /// sequence advances.
+  std::int32_t window_left = -1;
+  std::uint32_t sink_tokens = 0;  ///< First tokens whose pages a window keeps.
+};
+inline constexpr std::size_t kMaxLayerGroups = 64;
+
 /// A handle that owns its page references; dropping it closes the sequence. It keeps the pool alive.
 ///
 /// Threads: one at a time for each sequence; different sequences at once.
@@ -51,9 +61,10 @@ class Sequence {
   [[nodiscard]] std::uint64_t num_tokens() const noexcept;     ///< Tokens held (0 if closed).
   [[nodiscard]] std::uint64_t cached_tokens() const noexcept;  ///< Of those, found in the prefix cache when opened.
   [[nodiscard]] std::uint32_t page_size() const noexcept;
-  /// The page table in token order, without copying; valid until the next call that changes the sequence.
-  /// Entries released behind a window are kNullPage.
-  [[nodiscard]] std::span<const PageId> pages() const noexcept;
+  [[nodiscard]] std::size_t num_groups() const noexcept;  ///< Layer groups (0 if closed).
+  /// The page table of a layer group in token order, without copying; valid until the next call that changes the
+  /// sequence. Entries released behind a window are kNullPage. Empty if there is no such group.
+  [[nodiscard]] std::span<const PageId> pages(std::size_t group = 0) const noexcept;
   /// Ids of the tokens, as far as the caller gave them (open, StepItem::tokens). Valid until the next change.
   [[nodiscard]] std::span<const Token> tokens() const noexcept;
   /// Pages that `append(num_tokens)` would take now, a copy on write included.
@@ -72,8 +83,11 @@ class Sequence {
 /// Threads: any.
 class SequenceStore {
  public:
-  /// Errors: kInvalidArgument (page_size outside 1..256), kOutOfMemory
-  static Result<SequenceStore> create(PagePool& pool, std::uint32_t page_size) noexcept;
+  /// Without `groups` there is one, and it sees all keys.
+  ///
+  /// Errors: kInvalidArgument (page_size outside 1..256, a bad group), kOutOfMemory, kClosed (pool moved from)
+  static Result<SequenceStore> create(PagePool& pool, std::uint32_t page_size,
+                                      std::span<const LayerGroup> groups = {}) noexcept;
   /// Errors: kOutOfMemory
   Result<Sequence> open() noexcept;
   [[nodiscard]] std::uint64_t open_sequences() const noexcept;

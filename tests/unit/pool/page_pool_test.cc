@@ -1,0 +1,226 @@
+// PagePool hands out every page once, counts references, refuses ids that are not in use, and changes nothing on error.
+#include "pagedkv/page_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+#include <set>
+#include <vector>
+
+namespace pagedkv {
+namespace {
+
+PagePool make_pool(std::uint64_t capacity_pages, std::uint64_t page_bytes = 4096, std::uint64_t watermark_pages = 0) {
+  return PagePool::create({.page_bytes = page_bytes,
+                           .capacity_pages = capacity_pages,
+                           .watermark_pages = watermark_pages,
+                           .huge_pages = HugePages::kNever})
+      .value();
+}
+
+void expect_counts_add_up(const PagePool& pool) {
+  const PoolStats stats = pool.stats();
+  EXPECT_EQ(stats.used_pages + stats.evictable_pages + stats.free_pages, stats.capacity_pages);
+}
+
+TEST(PagePool, HandsOutEveryPageOnceAndThenSaysSo) {
+  PagePool pool = make_pool(5);
+  std::set<PageId> seen;
+  for (int i = 0; i < 5; ++i) seen.insert(pool.allocate().value());
+  EXPECT_EQ(seen.size(), 5U);
+  EXPECT_EQ(pool.allocate().error(), Errc::kOutOfPages);
+  EXPECT_EQ(pool.stats().failed_allocations, 1U);
+  expect_counts_add_up(pool);
+}
+
+TEST(PagePool, BatchIsAllOrNone) {
+  PagePool pool = make_pool(5);
+  std::vector<PageId> ids(6, kNullPage);
+  EXPECT_EQ(pool.allocate(ids).error(), Errc::kOutOfPages);
+  EXPECT_EQ(ids, std::vector<PageId>(6, kNullPage));
+  EXPECT_EQ(pool.stats().free_pages, 5U);
+  EXPECT_TRUE(pool.allocate(std::span(ids).first(5)));
+  EXPECT_EQ(pool.stats().free_pages, 0U);
+}
+
+TEST(PagePool, EmptyBatchesSucceed) {
+  PagePool pool = make_pool(1);
+  EXPECT_TRUE(pool.allocate(std::span<PageId>{}));
+  EXPECT_TRUE(pool.retain({}));
+  EXPECT_TRUE(pool.release({}));
+}
+
+TEST(PagePool, ReleaseOfLastReferenceMakesPageAllocatable) {
+  PagePool pool = make_pool(1);
+  const PageId id = pool.allocate().value();
+  ASSERT_TRUE(pool.retain({&id, 1}));
+  EXPECT_EQ(pool.ref_count(id), 2U);
+  EXPECT_EQ(pool.stats().shared_pages, 1U);
+  ASSERT_TRUE(pool.release({&id, 1}));
+  EXPECT_EQ(pool.stats().shared_pages, 0U);
+  EXPECT_EQ(pool.allocate().error(), Errc::kOutOfPages);
+  ASSERT_TRUE(pool.release({&id, 1}));
+  EXPECT_EQ(pool.ref_count(id), 0U);
+  EXPECT_EQ(pool.allocate().value(), id);
+}
+
+TEST(PagePool, PagesUsedBeforeAreHandedOutFirstAndTheLastReleasedComesFirst) {
+  PagePool pool = make_pool(100);
+  std::vector<PageId> ids(3);
+  ASSERT_TRUE(pool.allocate(ids));
+  ASSERT_TRUE(pool.release(ids));
+  EXPECT_EQ(pool.allocate().value(), ids[2]);
+  EXPECT_EQ(pool.allocate().value(), ids[1]);
+  EXPECT_EQ(pool.allocate().value(), ids[0]);
+  EXPECT_EQ(pool.stats().committed_bytes, 3 * pool.page_bytes());
+}
+
+TEST(PagePool, ReleaseOfAnIdNotInUseChangesNothing) {
+  PagePool pool = make_pool(4);
+  const PageId id = pool.allocate().value();
+  for (const PageId bad : {PageId{3}, PageId{4}, kNullPage, PageId{std::numeric_limits<std::int32_t>::max()},
+                           PageId{std::numeric_limits<std::int32_t>::min()}}) {
+    const PageId ids[] = {id, bad};
+    EXPECT_EQ(pool.release(ids).error(), Errc::kInvalidArgument);
+    EXPECT_EQ(pool.retain(ids).error(), Errc::kInvalidArgument);
+    EXPECT_EQ(pool.ref_count(id), 1U);
+    EXPECT_EQ(pool.ref_count(bad), 0U);
+  }
+  EXPECT_EQ(pool.stats().used_pages, 1U);
+  EXPECT_EQ(pool.stats().shared_pages, 0U);
+}
+
+TEST(PagePool, DoubleReleaseIsRefusedAlsoWithinOneBatch) {
+  PagePool pool = make_pool(4);
+  const PageId id = pool.allocate().value();
+  const PageId twice[] = {id, id};
+  EXPECT_EQ(pool.release(twice).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(pool.ref_count(id), 1U);
+  ASSERT_TRUE(pool.release({&id, 1}));
+  EXPECT_EQ(pool.release({&id, 1}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(pool.retain({&id, 1}).error(), Errc::kInvalidArgument);
+  expect_counts_add_up(pool);
+}
+
+TEST(PagePool, APageListedTwiceLosesTwoReferencesAndIsFreedOnce) {
+  PagePool pool = make_pool(4);
+  const PageId id = pool.allocate().value();
+  const PageId twice[] = {id, id};
+  ASSERT_TRUE(pool.retain(twice));
+  EXPECT_EQ(pool.ref_count(id), 3U);
+  ASSERT_TRUE(pool.release(twice));
+  ASSERT_TRUE(pool.retain({&id, 1}));
+  ASSERT_TRUE(pool.release(twice));
+  EXPECT_EQ(pool.stats().free_pages, 4U);
+  std::vector<PageId> all(4);
+  ASSERT_TRUE(pool.allocate(all));
+  EXPECT_EQ(std::set<PageId>(all.begin(), all.end()).size(), 4U);
+}
+
+TEST(PagePool, PagesLieAtTheirStrideAndKeepTheirBytes) {
+  PagePool pool = make_pool(3, 100);
+  EXPECT_EQ(pool.page_bytes(), 128U) << "rounded up to cache lines";
+  std::vector<PageId> ids(3);
+  ASSERT_TRUE(pool.allocate(ids));
+  for (const PageId id : ids) {
+    EXPECT_EQ(pool.page_data(id), pool.base() + static_cast<std::size_t>(to_index(id)) * 128);
+    std::memset(pool.page_data(id), to_index(id) + 1, 128);
+  }
+  for (const PageId id : ids) EXPECT_EQ(pool.page_data(id)[127], std::byte(to_index(id) + 1));
+  EXPECT_EQ(pool.page_data(PageId{3}), nullptr);
+  EXPECT_EQ(pool.page_data(kNullPage), nullptr);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(pool.base()) % (2U << 20), 0U);
+}
+
+TEST(PagePool, WatermarkBindsAdmissionAndNotAllocation) {
+  PagePool pool = make_pool(10, 4096, 4);
+  EXPECT_TRUE(pool.can_allocate(6));
+  EXPECT_FALSE(pool.can_allocate(7));
+  EXPECT_FALSE(pool.can_allocate(std::numeric_limits<std::uint64_t>::max()));
+  std::vector<PageId> ids(10);
+  EXPECT_TRUE(pool.allocate(ids));
+  EXPECT_FALSE(pool.can_allocate(0));
+}
+
+TEST(PagePool, RefusesAbsurdSizes) {
+  const std::uint64_t huge = std::numeric_limits<std::uint64_t>::max();
+  const auto error = [](std::uint64_t page_bytes, std::uint64_t capacity, std::uint64_t watermark = 0) {
+    return PagePool::create({.page_bytes = page_bytes, .capacity_pages = capacity, .watermark_pages = watermark})
+        .error()
+        .code;
+  };
+  EXPECT_EQ(error(0, 1), Errc::kInvalidArgument);
+  EXPECT_EQ(error(64, 0), Errc::kInvalidArgument);
+  EXPECT_EQ(error(64, std::uint64_t{1} << 31), Errc::kInvalidArgument);
+  EXPECT_EQ(error(huge, 1), Errc::kInvalidArgument);
+  EXPECT_EQ(error(huge / 2, 4), Errc::kInvalidArgument);
+  EXPECT_EQ(error(std::uint64_t{1} << 62, 2), Errc::kInvalidArgument);
+  EXPECT_EQ(error(64, 4, 5), Errc::kInvalidArgument);
+  EXPECT_EQ(error(std::uint64_t{1} << 50, 1), Errc::kOsError) << "more than the machine can address";
+}
+
+TEST(PagePool, HugeCapacitiesCostAddressSpaceAlone) {
+  // 2^31 - 1 pages of 2 KiB: 4 TiB of address space, offsets beyond 32 bits.
+  PagePool pool = make_pool((std::uint64_t{1} << 31) - 1, 2048);
+  std::vector<PageId> ids(3'000'000);  // the last ones lie beyond 4 GiB
+  ASSERT_TRUE(pool.allocate(ids));
+  std::byte* const last = pool.page_data(ids.back());
+  EXPECT_EQ(last - pool.base(), static_cast<std::ptrdiff_t>(2'999'999) * 2048);
+  EXPECT_GT(last - pool.base(), std::ptrdiff_t{1} << 32);
+  *last = std::byte{7};
+  EXPECT_EQ(pool.page_data(PageId{(std::int32_t{1} << 30)}) - pool.base(), std::ptrdiff_t{1} << 41);
+  ASSERT_TRUE(pool.release(ids));
+  expect_counts_add_up(pool);
+}
+
+TEST(PagePool, TrimGivesFreePagesBackAndKeepsLiveOnes) {
+  PagePool pool = make_pool(64, 8192);
+  std::vector<PageId> ids(64);
+  ASSERT_TRUE(pool.allocate(ids));
+  for (const PageId id : ids) std::memset(pool.page_data(id), 0x5a, 8192);
+  std::vector<PageId> odd;
+  for (std::size_t i = 1; i < ids.size(); i += 2) odd.push_back(ids[i]);
+  ASSERT_TRUE(pool.release(odd));
+  EXPECT_EQ(pool.trim().value(), 32U * 8192);
+  EXPECT_EQ(pool.stats().committed_bytes, 32U * 8192);
+  EXPECT_EQ(pool.trim().value(), 0U) << "nothing is left to give";
+  for (std::size_t i = 0; i < ids.size(); i += 2) EXPECT_EQ(pool.page_data(ids[i])[8191], std::byte{0x5a});
+  ASSERT_TRUE(pool.allocate(odd));
+  for (const PageId id : odd) EXPECT_EQ(pool.page_data(id)[100], std::byte{0}) << "memory came back fresh";
+  EXPECT_EQ(pool.stats().committed_bytes, 64U * 8192);
+}
+
+TEST(PagePool, TrimOfPagesSmallerThanAnOsPageSparesLiveNeighbours) {
+  PagePool pool = make_pool(256, 1024);
+  std::vector<PageId> ids(256);
+  ASSERT_TRUE(pool.allocate(ids));
+  for (const PageId id : ids) std::memset(pool.page_data(id), 0x5a, 1024);
+  const PageId kept = ids[42];
+  ids.erase(ids.begin() + 42);
+  ASSERT_TRUE(pool.release(ids));
+  const std::uint64_t given = pool.trim().value();
+  EXPECT_GE(given, 256U * 1024 - 2 * 65536);
+  EXPECT_LT(given, 256U * 1024);
+  EXPECT_EQ(pool.page_data(kept)[0], std::byte{0x5a});
+  EXPECT_EQ(pool.page_data(kept)[1023], std::byte{0x5a});
+  EXPECT_EQ(pool.stats().committed_bytes, 256U * 1024 - given);
+}
+
+TEST(PagePool, MetadataIsUnderAThousandthOfThePagesOfAnEightBillionModel) {
+  PagePool pool = make_pool(4096, std::uint64_t{2} << 20);
+  const PoolStats stats = pool.stats();
+  EXPECT_LT(stats.metadata_bytes * 1000, stats.page_bytes * stats.capacity_pages);
+}
+
+TEST(PagePool, AMovedFromPoolAnswersErrors) {
+  PagePool pool = make_pool(2);
+  PagePool moved = std::move(pool);
+  EXPECT_EQ(pool.allocate().error(), Errc::kClosed);  // NOLINT(bugprone-use-after-move)
+  EXPECT_EQ(pool.trim().error(), Errc::kClosed);
+  EXPECT_EQ(pool.stats().capacity_pages, 0U);
+  EXPECT_TRUE(moved.allocate());
+}
+
+}  // namespace
+}  // namespace pagedkv

@@ -1,0 +1,220 @@
+// Sequence grows, shrinks, forks and closes; every page that it holds is counted, and nothing changes on error.
+#include "pagedkv/sequence.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace pagedkv {
+namespace {
+
+struct Fixture {
+  explicit Fixture(std::uint64_t capacity_pages, std::uint32_t page_size = 4, std::vector<LayerGroup> groups = {})
+      : pool(PagePool::create({.page_bytes = 256, .capacity_pages = capacity_pages, .huge_pages = HugePages::kNever})
+                 .value()),
+        store(SequenceStore::create(pool, page_size, groups).value()) {}
+  PagePool pool;
+  SequenceStore store;
+};
+
+std::vector<PageId> pages_of(const Sequence& sequence, std::size_t group = 0) {
+  const auto pages = sequence.pages(group);
+  return {pages.begin(), pages.end()};
+}
+
+TEST(Sequence, AppendTakesPagesAsTokensFillThem) {
+  Fixture f(10);
+  Sequence s = f.store.open().value();
+  EXPECT_EQ(s.num_tokens(), 0U);
+  EXPECT_EQ(s.pages_needed(5), 2U);
+  ASSERT_TRUE(s.append(5));
+  EXPECT_EQ(s.num_tokens(), 5U);
+  EXPECT_EQ(s.pages().size(), 2U);
+  EXPECT_EQ(s.pages_needed(3), 0U);
+  ASSERT_TRUE(s.append(3));
+  EXPECT_EQ(f.pool.stats().used_pages, 2U);
+  ASSERT_TRUE(s.append(1));
+  EXPECT_EQ(f.pool.stats().used_pages, 3U);
+}
+
+TEST(Sequence, AppendThatDoesNotFitChangesNothing) {
+  Fixture f(3);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(7));
+  const auto before = pages_of(s);
+  EXPECT_EQ(s.append(6).error(), Errc::kOutOfPages);
+  EXPECT_EQ(s.num_tokens(), 7U);
+  EXPECT_EQ(pages_of(s), before);
+  EXPECT_EQ(f.pool.stats().free_pages, 1U);
+  EXPECT_TRUE(s.append(5));
+}
+
+TEST(Sequence, AppendRefusesNoTokensAndLengthsThatOverflow) {
+  Fixture f(3);
+  Sequence s = f.store.open().value();
+  EXPECT_EQ(s.append(0).error(), Errc::kInvalidArgument);
+  ASSERT_TRUE(s.append(1));
+  EXPECT_EQ(s.append(std::numeric_limits<std::uint32_t>::max()).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(s.append(std::numeric_limits<std::int32_t>::max()).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(s.num_tokens(), 1U);
+}
+
+TEST(Sequence, TruncateReleasesPagesThatHoldNothing) {
+  Fixture f(10);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(12));
+  const auto before = pages_of(s);
+  EXPECT_EQ(s.truncate(13).error(), Errc::kInvalidArgument);
+  ASSERT_TRUE(s.truncate(5));
+  EXPECT_EQ(s.num_tokens(), 5U);
+  EXPECT_EQ(pages_of(s), std::vector<PageId>(before.begin(), before.begin() + 2));
+  EXPECT_EQ(f.pool.stats().used_pages, 2U);
+  ASSERT_TRUE(s.truncate(0));
+  EXPECT_EQ(f.pool.stats().used_pages, 0U);
+}
+
+TEST(Sequence, CloseReleasesAllPagesAndIsHarmlessTwice) {
+  Fixture f(10);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(12));
+  EXPECT_EQ(f.store.open_sequences(), 1U);
+  ASSERT_TRUE(s.close());
+  ASSERT_TRUE(s.close());
+  EXPECT_FALSE(s.is_open());
+  EXPECT_EQ(f.store.open_sequences(), 0U);
+  EXPECT_EQ(f.pool.stats().used_pages, 0U);
+  EXPECT_EQ(s.append(1).error(), Errc::kClosed);
+  EXPECT_EQ(s.truncate(0).error(), Errc::kClosed);
+  EXPECT_EQ(s.fork().error(), Errc::kClosed);
+  EXPECT_TRUE(s.pages().empty());
+  EXPECT_TRUE(s.tokens().empty());
+  EXPECT_EQ(s.num_tokens(), 0U);
+}
+
+TEST(Sequence, DroppingItClosesItAndPoolOutlivesItsHandles) {
+  Fixture f(10);
+  {
+    auto s = f.store.open().value();
+    ASSERT_TRUE(s.append(9));
+  }
+  EXPECT_EQ(f.pool.stats().used_pages, 0U);
+  Sequence survivor;
+  {
+    Fixture inner(4);
+    survivor = inner.store.open().value();
+    ASSERT_TRUE(survivor.append(3));
+  }
+  EXPECT_TRUE(survivor.append(3)) << "the sequence keeps pool and store alive";
+}
+
+TEST(Sequence, MoveAssignmentClosesTheTarget) {
+  Fixture f(10);
+  Sequence a = f.store.open().value();
+  Sequence b = f.store.open().value();
+  ASSERT_TRUE(a.append(4));
+  ASSERT_TRUE(b.append(8));
+  a = std::move(b);
+  EXPECT_EQ(a.num_tokens(), 8U);
+  EXPECT_EQ(f.pool.stats().used_pages, 2U);
+  EXPECT_EQ(f.store.open_sequences(), 1U);
+}
+
+TEST(Sequence, ForkSharesAllPages) {
+  Fixture f(10);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(6));
+  Sequence t = s.fork().value();
+  EXPECT_EQ(pages_of(t), pages_of(s));
+  EXPECT_EQ(t.num_tokens(), 6U);
+  EXPECT_EQ(f.pool.stats().used_pages, 2U);
+  EXPECT_EQ(f.pool.stats().shared_pages, 2U);
+}
+
+TEST(Sequence, FirstWriteToASharedLastPageCopiesThatPageAlone) {
+  Fixture f(10);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(6));
+  std::memset(f.pool.page_data(s.pages()[1]), 0x11, 256);
+  Sequence t = s.fork().value();
+  EXPECT_EQ(t.pages_needed(1), 1U);
+  ASSERT_TRUE(t.append(1));
+  EXPECT_EQ(t.pages()[0], s.pages()[0]);
+  EXPECT_NE(t.pages()[1], s.pages()[1]);
+  EXPECT_EQ(std::memcmp(f.pool.page_data(t.pages()[1]), f.pool.page_data(s.pages()[1]), 256), 0);
+  EXPECT_EQ(f.pool.stats().used_pages, 3U);
+  EXPECT_EQ(s.pages_needed(1), 0U) << "the other is alone with its page now";
+  const auto before = pages_of(s);
+  ASSERT_TRUE(s.append(2));
+  EXPECT_EQ(pages_of(s), before);
+}
+
+TEST(Sequence, ForkOfAFullLastPageNeedsNoCopy) {
+  Fixture f(10);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(8));
+  Sequence t = s.fork().value();
+  ASSERT_TRUE(t.append(1));
+  EXPECT_EQ(t.pages()[1], s.pages()[1]);
+  EXPECT_EQ(f.pool.stats().used_pages, 3U);
+}
+
+TEST(Sequence, CopyOnWriteThatDoesNotFitLeavesBothSharing) {
+  Fixture f(2);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(6));
+  Sequence t = s.fork().value();
+  EXPECT_EQ(t.append(1).error(), Errc::kOutOfPages);
+  EXPECT_EQ(pages_of(t), pages_of(s));
+  EXPECT_EQ(f.pool.stats().shared_pages, 2U);
+}
+
+TEST(Sequence, SlidingGroupReleasesPagesBehindItsWindowAndKeepsSinks) {
+  Fixture f(40, 4, {{}, {.window_left = 6, .sink_tokens = 3}});
+  Sequence s = f.store.open().value();
+  ASSERT_EQ(s.num_groups(), 2U);
+  ASSERT_TRUE(s.append(20));
+  // The next token, 20, sees 14..19 besides itself: pages 0 (sinks) and 3, 4 stay of the second table.
+  EXPECT_EQ(pages_of(s, 0).size(), 5U);
+  const auto slid = pages_of(s, 1);
+  ASSERT_EQ(slid.size(), 5U);
+  EXPECT_NE(slid[0], kNullPage);
+  EXPECT_EQ(slid[1], kNullPage);
+  EXPECT_EQ(slid[2], kNullPage);
+  EXPECT_NE(slid[3], kNullPage);
+  EXPECT_NE(slid[4], kNullPage);
+  EXPECT_EQ(f.pool.stats().used_pages, 8U);
+  EXPECT_TRUE(s.pages(2).empty());
+  ASSERT_TRUE(s.close());
+  EXPECT_EQ(f.pool.stats().used_pages, 0U);
+}
+
+TEST(Sequence, TruncateIntoWhatAWindowReleasedIsRefused) {
+  Fixture f(40, 4, {{.window_left = 6}});
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(20));
+  EXPECT_EQ(s.truncate(17).error(), Errc::kInvalidArgument) << "token 17 sees 11, in page 2";
+  EXPECT_EQ(s.num_tokens(), 20U);
+  ASSERT_TRUE(s.truncate(18)) << "token 18 sees 12, in page 3";
+  ASSERT_TRUE(s.append(1));
+  EXPECT_EQ(s.truncate(2).error(), Errc::kInvalidArgument);
+  ASSERT_TRUE(s.truncate(0)) << "nothing is needed any more";
+  ASSERT_TRUE(s.append(9));
+  EXPECT_EQ(f.pool.stats().used_pages, 3U);
+}
+
+TEST(SequenceStore, RefusesBadShapes) {
+  PagePool pool = PagePool::create({.page_bytes = 64, .capacity_pages = 1}).value();
+  EXPECT_EQ(SequenceStore::create(pool, 0).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(SequenceStore::create(pool, 257).error(), Errc::kInvalidArgument);
+  const LayerGroup bad[] = {{.window_left = -2}};
+  EXPECT_EQ(SequenceStore::create(pool, 16, bad).error(), Errc::kInvalidArgument);
+  const std::vector<LayerGroup> many(65);
+  EXPECT_EQ(SequenceStore::create(pool, 16, many).error(), Errc::kInvalidArgument);
+  PagePool moved = std::move(pool);
+  EXPECT_EQ(SequenceStore::create(pool, 16).error(), Errc::kClosed);  // NOLINT(bugprone-use-after-move)
+}
+
+}  // namespace
+}  // namespace pagedkv
