@@ -11,6 +11,7 @@
 #include <span>
 #include <string_view>
 
+#include "pagedkv/export.h"
 #include "pagedkv/result.h"
 #include "pagedkv/types.h"
 
@@ -100,7 +101,7 @@ struct KvView {
 /// Long sequences are split along the keys at positions that depend on the sequence alone, and the parts are merged in
 /// a fixed order, so that one long sequence keeps all threads busy and the result is bitwise the same for any number
 /// of threads, any other sequences in the batch and any placement of pages.
-class AttentionPlan {
+class PAGEDKV_API AttentionPlan {
  public:
   /// Bytes of workspace that `create` needs for this batch, exactly.
   ///
@@ -154,8 +155,8 @@ class AttentionPlan {
 /// Shape:  out_a, out_b [rows][dim] f32; lse_a, lse_b [rows] natural logarithm; rows = lse_a.size()
 /// Errors: kInvalidArgument  sizes that do not match
 /// Source: FlashInfer's attention states, arXiv:2501.01005; empty states (lse = -inf) are neutral
-Result<void> merge_states(std::span<float> out_a, std::span<float> lse_a, std::span<const float> out_b,
-                          std::span<const float> lse_b) noexcept;
+PAGEDKV_API Result<void> merge_states(std::span<float> out_a, std::span<float> lse_a, std::span<const float> out_b,
+                                      std::span<const float> lse_b) noexcept;
 
 /// Where rows of new tokens go: token i to slot `slots[i]` = page * page_size + offset in the page.
 struct KvWriteView {
@@ -172,7 +173,7 @@ struct KvWriteView {
 /// Errors:  kInvalidArgument  sizes that do not match, or a slot outside the pages; nothing was written
 /// Cost:    one pass; parallel in the caller's arena when there is enough to write. Allocates nothing.
 /// Threads: slots of concurrent calls must differ.
-Result<void> write_kv(const AttentionConfig& config, const KvWriteView& pages, std::span<const std::int64_t> slots,
-                      ConstTensor k, ConstTensor v) noexcept;
+PAGEDKV_API Result<void> write_kv(const AttentionConfig& config, const KvWriteView& pages,
+                                  std::span<const std::int64_t> slots, ConstTensor k, ConstTensor v) noexcept;
 
 }  // namespace pagedkv

@@ -7,6 +7,7 @@
 #include <span>
 #include <string_view>
 
+#include "pagedkv/export.h"
 #include "pagedkv/result.h"
 
 namespace pagedkv {
@@ -20,18 +21,18 @@ struct TargetInfo {
 };
 
 /// All targets compiled into the library, best first. Static storage. Thread-safe.
-std::span<const TargetInfo> targets() noexcept;
+PAGEDKV_API std::span<const TargetInfo> targets() noexcept;
 
 /// The target that plans use when they name none: PAGEDKV_TARGET if it is set and available, else the best.
 ///
 /// Errors: kUnsupported  PAGEDKV_TARGET names a target that is unknown or cannot run here
-Result<const TargetInfo*> active_target() noexcept;
+PAGEDKV_API Result<const TargetInfo*> active_target() noexcept;
 
 /// Looks a target up by name (case-insensitive).
 ///
 /// Errors: kNotFound     no such target was compiled in
 ///         kUnsupported  it cannot run on this machine
-Result<const TargetInfo*> find_target(std::string_view name) noexcept;
+PAGEDKV_API Result<const TargetInfo*> find_target(std::string_view name) noexcept;
 
 /// What the machine is, for reports. Sizes in bytes, 0 if unknown.
 struct CpuInfo {
@@ -40,6 +41,6 @@ struct CpuInfo {
   std::size_t l1d_bytes, l2_bytes, l3_bytes;
   int num_numa_nodes;
 };
-const CpuInfo& cpu_info() noexcept;
+PAGEDKV_API const CpuInfo& cpu_info() noexcept;
 
 }  // namespace pagedkv

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "pagedkv/attention.h"
+#include "pagedkv/export.h"
 #include "pagedkv/page_pool.h"
 #include "pagedkv/result.h"
 #include "pagedkv/sequence.h"
@@ -67,7 +68,7 @@ struct CacheStats {
 /// Rows of q, k, v and out are the new tokens of the items in order, `num_rows()` in all.
 ///
 /// Threads: one at a time; steps over disjoint sequences run at once.
-class Step {
+class PAGEDKV_API Step {
  public:
   /// Writes K and V of all new tokens of one layer.
   ///
@@ -106,7 +107,7 @@ class Step {
 };
 
 /// Thread-safe; sequences and steps keep what they need of it alive.
-class KvCache {
+class PAGEDKV_API KvCache {
  public:
   /// Errors: kInvalidArgument  a shape or capacity that is zero, absurd or overflows
   ///         kUnsupported      unknown target

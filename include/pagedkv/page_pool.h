@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 
+#include "pagedkv/export.h"
 #include "pagedkv/result.h"
 #include "pagedkv/types.h"
 
@@ -46,7 +47,7 @@ struct PoolStats {
 /// A thread-safe pool. Page `p` lies at base() + p * page_bytes for ever.
 ///
 /// Source: block pools of vLLM (block_pool.py): one list is free list and LRU.
-class PagePool {
+class PAGEDKV_API PagePool {
  public:
   /// Errors: kInvalidArgument  zero or overflowing sizes
   ///         kOsError          address space could not be reserved

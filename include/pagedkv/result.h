@@ -8,6 +8,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "pagedkv/export.h"
+
 namespace pagedkv {
 
 /// What went wrong, and what a server should do about it. The values are frozen: the C ABI shares them.
@@ -26,7 +28,7 @@ enum class Errc : std::int32_t {
 };
 
 /// Name of a code, such as "out_of_pages". Static storage; never null.
-const char* to_string(Errc code) noexcept;
+PAGEDKV_API const char* to_string(Errc code) noexcept;
 
 /// A code and one sentence that says what was wrong. `what` is a string literal: nothing is built at run time.
 struct Error {

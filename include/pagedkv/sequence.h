@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 
+#include "pagedkv/export.h"
 #include "pagedkv/page_pool.h"
 #include "pagedkv/result.h"
 #include "pagedkv/types.h"
@@ -27,7 +28,7 @@ inline constexpr std::size_t kMaxLayerGroups = 64;
 /// A handle that owns its page references; dropping it closes the sequence. It keeps the pool alive.
 ///
 /// Threads: one at a time for each sequence; different sequences at once.
-class Sequence {
+class PAGEDKV_API Sequence {
  public:
   Sequence() noexcept = default;  ///< A closed sequence.
   Sequence(Sequence&&) noexcept;
@@ -81,7 +82,7 @@ class Sequence {
 /// Opens sequences over a pool: control blocks come from one pool of nodes, page tables grow in place.
 ///
 /// Threads: any.
-class SequenceStore {
+class PAGEDKV_API SequenceStore {
  public:
   /// Without `groups` there is one, and it sees all keys.
   ///

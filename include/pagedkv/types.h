@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "pagedkv/export.h"
+
 namespace pagedkv {
 
 /// One page of the pool. Signed and 32 bit wide, as the page tables of the field are; valid ids are 0..num_pages-1.
@@ -23,7 +25,7 @@ constexpr bool is_valid(DType dtype) noexcept { return static_cast<std::uint8_t>
 /// Bytes of one element.
 constexpr std::size_t size_of(DType dtype) noexcept { return dtype == DType::f32 ? 4 : 2; }
 /// "f32", "f16" or "bf16"; "?" if invalid. Static storage.
-const char* to_string(DType dtype) noexcept;
+PAGEDKV_API const char* to_string(DType dtype) noexcept;
 
 /// Storage of one 16-bit float, without arithmetic. Bits as IEEE 754 binary16 and bfloat16.
 struct f16_t {
