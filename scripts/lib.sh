@@ -56,18 +56,29 @@ configure() {
     { cat "build/logs/configure-$preset.log"; return 1; }
 }
 
-# build PRESET [ARGS...]: cmake --build --preset; on a terminal ninja's own progress line, else a line every 20 steps.
+# build PRESET [ARGS...]: cmake --build --preset; on a terminal ninja's own progress line, else a line every 15 seconds.
 build() {
   local preset=$1
   shift
   if [ -t 1 ]; then
     NINJA_STATUS='    [%f/%t %es] ' cmake --build --preset "$preset" -j "$jobs" "$@"
   else
-    NINJA_STATUS='[%f/%t] ' cmake --build --preset "$preset" -j "$jobs" "$@" 2>&1 |
-      awk '/^\[[0-9]+\/[0-9]+\]/ { split($1, n, /[\[\/\]]/)
-                                   if (n[2] % 20 == 0 || n[2] == n[3]) { print "    " $0; fflush() }
-                                   next }
-           /^ninja: (no work|Entering)/ { next }
-           { print; fflush() }'
+    NINJA_STATUS='[%f/%t] ' cmake --build --preset "$preset" -j "$jobs" "$@" 2>&1 | every_15_seconds
   fi
+}
+
+# every_15_seconds: passes on the last of each 15 seconds of ninja's steps, and all of everything else.
+every_15_seconds() {
+  local line step='' next=$((SECONDS + 15))
+  while IFS= read -r line; do
+    case $line in
+      '['[0-9]*/[0-9]*']'*) step="    $line" ;;
+      'ninja: no work'* | 'ninja: Entering'*) continue ;;
+      *) printf '%s\n' "$line" ;;
+    esac
+    if [ -n "$step" ] && [ $SECONDS -ge $next ]; then
+      printf '%s\n' "$step" && step='' && next=$((SECONDS + 15))
+    fi
+  done
+  [ -z "$step" ] || printf '%s\n' "$step"
 }
