@@ -4,7 +4,8 @@
 #include "pagedkv/attention.h"  // IWYU pragma: export
 #include "pagedkv/cpu.h"        // IWYU pragma: export
 #include "pagedkv/kv_cache.h"   // IWYU pragma: export
-#include "pagedkv/page_pool.h"  // IWYU pragma: export
+#include "pagedkv/page_pool.h"
+#include "pagedkv/reference.h"  // IWYU pragma: export
 #include "pagedkv/result.h"     // IWYU pragma: export
 #include "pagedkv/sequence.h"   // IWYU pragma: export
 #include "pagedkv/types.h"      // IWYU pragma: export

@@ -37,10 +37,14 @@ struct AttendTask {
   const std::int32_t* page_table;  ///< Page of token t is page_table[t / page_size].
   std::int64_t kv_begin, kv_end;   ///< Keys of this part; non-empty except for rows that see nothing.
   std::uint32_t kv_head;
-  std::int32_t num_rows;     ///< Query rows (positions), each with `group` heads.
-  std::int32_t first_row;    ///< Row of q and out of the task's first query.
-  std::int64_t first_pos;    ///< Its position; row r of the task has first_pos + r.
-  const std::byte* mask;     ///< Mask of the sequence, or null.
+  std::int32_t num_rows;   ///< Query rows (positions), each with `group` heads.
+  std::int32_t first_row;  ///< Row of q and out of the task's first query.
+  std::int64_t first_pos;  ///< Its position; row r of the task has first_pos + r.
+  /// [num_rows] rows of q, or null if they follow first_row. Rows of several sequences that share these pages: every
+  /// row sees every key of the part, there is no mask, and positions (which only ALiBi needs) are in `positions`.
+  const std::int32_t* rows = nullptr;
+  const std::int64_t* positions = nullptr;  ///< [num_rows], or null if they follow first_pos.
+  const std::byte* mask;                    ///< Mask of the sequence, or null.
   std::int64_t mask_offset;  ///< Entry (bit) index of (first row of the task, kv head's first query head, key 0).
   std::int64_t mask_row_stride, mask_head_stride;  ///< Entries.
   bool first_part;                                 ///< Sinks join here.
