@@ -3,4 +3,9 @@
 
 #include "tool.h"
 
-namespace pagedkv::tool {}  // namespace pagedkv::tool
+namespace pagedkv::tool {
+
+/// Adds the parser of its subcommand to `root`; what it returns runs it.
+Command add_replay(CLI::App& root);
+
+}  // namespace pagedkv::tool

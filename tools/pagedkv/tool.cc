@@ -21,17 +21,14 @@ constexpr const char* kDescription =
 constexpr const char* kFooter =
     "Exit codes: 0 done; 1 a check failed; 2 bad usage or bad input, said in one line on stderr.";
 
+/// Says it in one line.
 ExitCode complain(std::string message) {
   std::replace(message.begin(), message.end(), '\n', ' ');
   fmt::print(stderr, "pagedkv: {}\n", message);
   return kBadInput;
 }
 
-std::vector<Command> add_commands(CLI::App& root) {
-  std::vector<Command> commands;
-  (void)root;
-  return commands;
-}
+std::vector<Command> add_commands(CLI::App& root) { return {add_replay(root)}; }
 
 ExitCode parse_and_run(int argc, const char* const* argv) {
   CLI::App root(kDescription, "pagedkv");
@@ -62,6 +59,9 @@ int run_tool(int argc, const char* const* argv) noexcept {
     return parse_and_run(argc, argv);
   } catch (const BadInput& error) {
     return complain(error.what());
+  } catch (const CheckFailed& error) {
+    complain(error.what());
+    return kCheckFailed;
   } catch (const std::bad_alloc&) {
     std::fputs("pagedkv: out of memory\n", stderr);
   } catch (const std::exception& error) {

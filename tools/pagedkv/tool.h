@@ -23,6 +23,12 @@ class BadInput : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Something that was checked does not hold. Ends the program with kCheckFailed and its text, one line, on stderr.
+class CheckFailed : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 /// A subcommand: its parser, and what to run once the whole command line has been accepted.
 struct Command {
   CLI::App* parser = nullptr;
