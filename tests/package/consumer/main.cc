@@ -4,6 +4,11 @@
 
 #include "pagedkv/pagedkv.h"
 
+// Private dependencies stay private: what pagedkv is compiled with never reaches a consumer's compiler.
+#if defined(HWY_SHARED_DEFINE) || defined(XXH_INLINE_ALL) || defined(PAGEDKV_HARDENED)
+#error "pagedkv hands compile definitions of its own to its consumers"
+#endif
+
 int main() {
   auto cache = pagedkv::KvCache::create(
       {.shape = {.num_layers = 1, .num_q_heads = 2, .num_kv_heads = 1, .head_dim = 8, .dtype = pagedkv::DType::f32},
