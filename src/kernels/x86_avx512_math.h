@@ -1,0 +1,170 @@
+// Vector pieces shared by the AMX kernels: exp2, tanh, transposes, conversions, mask rows.
+//
+// Layer: kernels, only for the x86_amx_*.cc files (see x86_amx_tile.h for the compile region).
+#pragma once
+
+#include "kernels/x86_amx_tile.h"
+
+#if defined(__x86_64__)
+#include <cstring>
+
+#include "pagedkv/attention.h"
+#include "pagedkv/types.h"
+
+PAGEDKV_AMX_BEGIN
+namespace pagedkv::kernels::amx {
+namespace {
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+
+/// Logit (base 2) of a key that a row does not see: finite, so that no difference is a NaN, and its weight is exactly
+/// 0.
+inline constexpr float kMaskedLogit = -1e30f;
+/// Lowest logit of a visible key (additive masks use -FLT_MAX); far above kMaskedLogit.
+inline constexpr float kLowestLogit = -1e28f;
+/// Running maximum before any key was seen; between the two.
+inline constexpr float kNoMaximum = -1e29f;
+
+/// 2^x. Relative error 1e-7 plus rounding; 0 below -150.
+PAGEDKV_AMX_INLINE __m512 exp2_exact(__m512 x) noexcept {
+  const __m512 f = _mm512_reduce_ps(x, 1);  // x - floor(x)
+  __m512 p = _mm512_set1_ps(0.0018775767376700371f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.008989340023543868f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.05582631811626192f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24015361702111784f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.6931530732026271f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.9999999250635878f));
+  return _mm512_scalef_ps(p, x);
+}
+
+/// 2^x with relative error 7.5e-5, a twentieth of the rounding of the weights to bf16 that follows it.
+PAGEDKV_AMX_INLINE __m512 exp2_fast(__m512 x) noexcept {
+  const __m512 f = _mm512_reduce_ps(x, 1);
+  __m512 p = _mm512_set1_ps(0.07802452268953328f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.2260671553970887f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.6958335404792924f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.9999252185659143f));
+  return _mm512_scalef_ps(p, x);
+}
+
+/// The same with floor by additions, which run on port 5 while AMX occupies it least: the two forms alternate in
+/// prefill.
+PAGEDKV_AMX_INLINE __m512 exp2_fast_by_adds(__m512 x) noexcept {
+  const __m512 magic = _mm512_set1_ps(12582912.f);  // 1.5 * 2^23: the sum is rounded to an integer
+  const __m512 n = _mm512_sub_ps(_mm512_add_ps(x, magic), magic);
+  const __m512 f = _mm512_sub_ps(x, n);
+  __m512 p = _mm512_set1_ps(0.05517166909261008f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24261112222375328f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.6932609854542462f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.9999280735351597f));
+  return _mm512_scalef_ps(p, n);
+}
+
+/// cap * tanh(x) with x already divided by the cap; tanh(x) = 1 - 2 / (e^2x + 1), absolute error 3e-7 before `cap`.
+PAGEDKV_AMX_INLINE __m512 soft_cap(__m512 x, __m512 cap) noexcept {
+  const __m512 e = exp2_exact(_mm512_mul_ps(_mm512_min_ps(x, _mm512_set1_ps(20.f)), _mm512_set1_ps(2 * kLog2E)));
+  const __m512 d = _mm512_add_ps(e, _mm512_set1_ps(1.f));
+  __m512 r = _mm512_rcp14_ps(d);  // one Newton step: 14 bits to 24
+  r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.f)));
+  return _mm512_fnmadd_ps(_mm512_mul_ps(r, _mm512_set1_ps(2.f)), cap, cap);
+}
+
+/// Natural logarithm of an array of 16 positive values; for the lse alone, once a row, so libm is good enough.
+PAGEDKV_AMX_INLINE __m512 log_lanes(__m512 x) noexcept {
+  alignas(64) float lane[16];
+  _mm512_store_ps(lane, x);
+  for (float& value : lane) value = __builtin_logf(value);
+  return _mm512_load_ps(lane);
+}
+
+/// In place: row i of 16 x 16 dwords becomes column i.
+PAGEDKV_AMX_INLINE void transpose16(__m512i* r) noexcept {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+/// Two vectors of f32 to bf16 (round to nearest even): `low` in elements 0..15, `high` in 16..31.
+PAGEDKV_AMX_INLINE __m512i to_bf16(__m512 low, __m512 high) noexcept {
+  const __m512bh packed = _mm512_cvtne2ps_pbh(high, low);
+  __m512i bits;
+  std::memcpy(&bits, &packed, sizeof(bits));
+  return bits;
+}
+
+/// The mask of the first `count` lanes, count clamped to 0..16 (or 0..32).
+PAGEDKV_AMX_INLINE __mmask16 first_lanes16(std::int64_t count) noexcept {
+  return count >= 16 ? __mmask16{0xffff} : count <= 0 ? __mmask16{0} : static_cast<__mmask16>((1u << count) - 1);
+}
+PAGEDKV_AMX_INLINE __mmask32 first_lanes32(std::int64_t count) noexcept {
+  return count >= 32  ? ~__mmask32{0}
+         : count <= 0 ? __mmask32{0}
+                      : static_cast<__mmask32>((std::uint64_t{1} << count) - 1);
+}
+
+/// 16 elements of a row in any dtype, as f32; lanes outside `lanes` are 0 and not read.
+PAGEDKV_AMX_INLINE __m512 load_floats(const std::byte* from, DType dtype, __mmask16 lanes) noexcept {
+  if (dtype == DType::f32) return _mm512_maskz_loadu_ps(lanes, from);
+  const __m256i half = _mm256_maskz_loadu_epi16(lanes, from);
+  if (dtype == DType::f16) return _mm512_cvtph_ps(half);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+/// Writes 16 f32 as elements of any dtype, rounded to nearest even; lanes outside `lanes` are not written.
+PAGEDKV_AMX_INLINE void store_floats(std::byte* to, DType dtype, __mmask16 lanes, __m512 x) noexcept {
+  if (dtype == DType::f32) {
+    _mm512_mask_storeu_ps(to, lanes, x);
+  } else if (dtype == DType::f16) {
+    _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  } else {
+    _mm256_mask_storeu_epi16(to, lanes, _mm512_castsi512_si256(to_bf16(x, x)));
+  }
+}
+
+/// Sixteen entries of an explicit mask from `entry` on, as logits (natural units): 0, a bias, or kMaskedLogit.
+/// Reads `count` entries (1..16) and no byte beyond them; the rest is kMaskedLogit.
+[[maybe_unused]] __m512 mask_logits(MaskKind kind, const std::byte* mask, std::int64_t entry, int count) noexcept {
+  const __m512 masked = _mm512_set1_ps(kMaskedLogit);
+  const __mmask16 lanes = first_lanes16(count);
+  if (kind == MaskKind::kAdditive) {
+    const __m512 bias = _mm512_maskz_loadu_ps(lanes, mask + entry * 4);
+    const __mmask16 visible = _mm512_mask_cmp_ps_mask(lanes, bias, _mm512_set1_ps(-__builtin_inff()), _CMP_NEQ_UQ);
+    return _mm512_mask_max_ps(masked, visible, bias, _mm512_set1_ps(kLowestLogit));
+  }
+  __mmask16 visible;
+  if (kind == MaskKind::kBool) {
+    visible = _mm_mask_test_epi8_mask(lanes, _mm_maskz_loadu_epi8(lanes, mask + entry), _mm_set1_epi8(-1));
+  } else {
+    std::uint32_t bits = 0;
+    const std::int64_t shift = entry & 7;
+    std::memcpy(&bits, mask + (entry >> 3), static_cast<std::size_t>((shift + count + 7) >> 3));
+    visible = static_cast<__mmask16>((bits >> shift) & lanes);
+  }
+  return _mm512_mask_mov_ps(masked, visible, _mm512_setzero_ps());
+}
+
+}  // namespace
+}  // namespace pagedkv::kernels::amx
+PAGEDKV_AMX_END
+#endif  // __x86_64__

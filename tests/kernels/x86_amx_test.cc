@@ -1,0 +1,170 @@
+// The AMX kernels against the f64 oracle: shapes, groups, poisoned tails, page sizes, variants; independence of rows.
+#include <gtest/gtest.h>
+
+#include <ostream>
+#include <string>
+
+#include "cpu/amx.h"
+#include "kernels/attend_case.h"
+#include "kernels/kernel_table.h"
+
+namespace pagedkv::testing {
+namespace {
+
+std::string describe(const AttendShape& s) {
+  return "group " + std::to_string(s.group) + " rows " + std::to_string(s.num_rows) + " dims " +
+         std::to_string(s.head_dim) + "/" + std::to_string(s.v_head_dim) + " page " + std::to_string(s.page_size) +
+         " len " + std::to_string(s.kv_len) + " first_pos " + std::to_string(s.first_pos) + " causal " +
+         std::to_string(s.causal) + " window " + std::to_string(s.window_left) + " cap " + std::to_string(s.soft_cap) +
+         " alibi " + std::to_string(s.alibi) + " sinks " + std::to_string(s.sinks) + " mask " +
+         std::to_string(static_cast<int>(s.mask)) + " nhd " + std::to_string(s.interleaved_heads) + " q " +
+         to_string(s.q_dtype) + " out " + to_string(s.out_dtype) + " scale " + std::to_string(s.query_scale);
+}
+
+// Weights are rounded to bf16 (relative 2^-9 each) before they meet V ~ N(0, 1): the sum of the roundings stays below
+// 2^-9 * |v| for any distribution of weights; 4 covers |v| and the exponential's 7.5e-5. A bf16 output adds 2^-9 *
+// |out|.
+constexpr double kOutBound = 4.0 / 512;
+
+void expect_near(const AttendShape& shape, const AttendCase::Result& got, const AttendCase::Result& want) {
+  ASSERT_EQ(got.out.size(), want.out.size());
+  const double rounding = shape.out_dtype == DType::f32 ? 0 : 1.0 / 256;
+  for (std::size_t i = 0; i < want.out.size(); ++i) {
+    const double tolerance = kOutBound + rounding * std::abs(static_cast<double>(want.out[i]));
+    ASSERT_NEAR(got.out[i], want.out[i], tolerance) << describe(shape) << " element " << i;
+  }
+  for (std::size_t i = 0; i < want.lse.size(); ++i) {
+    if (std::isinf(want.lse[i])) {
+      ASSERT_EQ(got.lse[i], want.lse[i]) << describe(shape) << " row " << i;
+    } else {
+      ASSERT_NEAR(got.lse[i], want.lse[i], 2e-4 + 2e-6 * std::abs(want.lse[i])) << describe(shape) << " row " << i;
+    }
+  }
+}
+
+class AmxKernel : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!cpu::amx_usable()) GTEST_SKIP() << "this machine has no AMX";
+  }
+
+  static const AttendKernel& kernel_for(const AttendCase& test_case, std::int32_t rows) {
+    const AttendKernel* kernel = kernels::find_amx_attend(test_case.params(), rows);
+    if (kernel == nullptr) throw std::logic_error("no AMX kernel takes this shape");
+    return *kernel;
+  }
+  static void check(const AttendShape& shape) {
+    AttendCase test_case(shape);
+    expect_near(shape, test_case.run(kernel_for(test_case, shape.num_rows)), test_case.expected());
+  }
+};
+
+TEST_F(AmxKernel, DecodeMatchesOracleForEveryGroup) {
+  for (std::uint32_t group = 1; group <= 16; ++group) {
+    for (const std::int64_t len : {1, 15, 16, 17, 33, 64, 100, 300}) {
+      check({.group = group, .kv_len = len, .seed = group});
+      check({.group = group, .head_dim = 64, .v_head_dim = 64, .kv_len = len, .seed = group});
+      check({.group = group, .head_dim = 256, .v_head_dim = 256, .kv_len = len, .seed = group});
+    }
+  }
+}
+
+TEST_F(AmxKernel, DecodeMatchesOracleForEveryHeadDim) {
+  for (const std::uint32_t group : {1U, 4U, 6U, 12U}) {
+    for (const std::uint32_t dim : {1U, 7U, 16U, 31U, 32U, 40U, 80U, 96U, 112U, 160U, 192U, 576U}) {
+      check({.group = group, .head_dim = dim, .v_head_dim = dim, .kv_len = 70});
+      check({.group = group, .head_dim = dim, .v_head_dim = 64, .kv_len = 70});
+      check({.group = group, .head_dim = 128, .v_head_dim = dim, .kv_len = 70});
+    }
+  }
+  check({.group = 16, .head_dim = 576, .v_head_dim = 512, .kv_len = 200, .values_in_keys = true});
+}
+
+TEST_F(AmxKernel, DecodeMatchesOracleForEveryPageSizeAndLayout) {
+  for (const std::uint32_t page_size : {1U, 3U, 5U, 16U, 24U, 32U, 64U, 256U}) {
+    for (const bool interleaved : {false, true}) {
+      for (const std::uint32_t group : {1U, 3U, 7U, 16U}) {
+        check({.group = group, .page_size = page_size, .kv_len = 211, .interleaved_heads = interleaved});
+      }
+    }
+  }
+}
+
+TEST_F(AmxKernel, DecodeMatchesOracleForEveryVariant) {
+  for (const std::uint32_t group : {1U, 2U, 4U, 5U, 8U, 16U}) {
+    const std::int32_t rows = static_cast<std::int32_t>(16 / group > 3 ? 3 : 1);
+    for (const std::int64_t len : {5, 130}) {
+      const AttendShape plain{.group = group, .num_rows = rows, .kv_len = len};
+      for (const std::int32_t window : {0, 1, 20, 64}) {
+        AttendShape shape = plain;
+        shape.window_left = window;
+        check(shape);
+        shape.alibi = shape.sinks = true, shape.soft_cap = 5;
+        check(shape);
+      }
+      for (const MaskKind mask : {MaskKind::kBool, MaskKind::kAdditive, MaskKind::kBits}) {
+        AttendShape shape = plain;
+        shape.mask = mask, shape.page_size = 3;
+        check(shape);
+        shape.mask_a_head = true, shape.causal = false, shape.sinks = true;
+        check(shape);
+      }
+      AttendShape encoder = plain;
+      encoder.causal = false, encoder.first_pos = 2;
+      check(encoder);
+      AttendShape early = plain;
+      early.first_pos = 0;
+      check(early);
+      AttendShape peaky = plain;
+      peaky.query_scale = 40;
+      check(peaky);
+    }
+  }
+}
+
+TEST_F(AmxKernel, DecodeTakesQueriesAndOutputsOfEveryFormat) {
+  for (const DType q : {DType::f32, DType::f16, DType::bf16}) {
+    for (const DType out : {DType::f32, DType::f16, DType::bf16}) {
+      for (const std::uint32_t group : {3U, 9U}) check({.group = group, .kv_len = 90, .q_dtype = q, .out_dtype = out});
+    }
+  }
+}
+
+TEST_F(AmxKernel, RowWithoutKeysGivesZerosAndMinusInfinity) {
+  AttendShape shape{.group = 4, .num_rows = 2, .kv_len = 40, .first_pos = 100, .window_left = 3};
+  AttendCase test_case(shape);
+  const AttendCase::Result result = test_case.run(kernel_for(test_case, 2));
+  for (const float x : result.out) EXPECT_EQ(x, 0.f);
+  for (const float x : result.lse) EXPECT_EQ(x, -std::numeric_limits<float>::infinity());
+}
+
+// Two parts of the keys, merged by their lse in f64.
+void expect_parts_merge(const AttendShape& shape, const AttendKernel& kernel, std::int64_t cut) {
+  AttendCase test_case(shape);
+  AttendCase::Result a = test_case.run(kernel, 1, 0, cut, 0, shape.num_rows, true);
+  const AttendCase::Result b = test_case.run(kernel, 1, cut, shape.kv_len, 0, shape.num_rows, true);
+  for (std::size_t row = 0; row < a.lse.size(); ++row) {
+    const double la = a.lse[row], lb = b.lse[row], top = std::max(la, lb);
+    const double wa = std::exp(la - top), wb = std::exp(lb - top);
+    for (std::size_t d = 0; d < shape.v_head_dim; ++d) {
+      float& x = a.out[row * shape.v_head_dim + d];
+      x = static_cast<float>(
+          (wa * static_cast<double>(x) + wb * static_cast<double>(b.out[row * shape.v_head_dim + d])) / (wa + wb));
+    }
+    a.lse[row] = static_cast<float>(top + std::log(wa + wb));
+  }
+  expect_near(shape, a, test_case.expected());
+}
+
+TEST_F(AmxKernel, DecodePartsMergeToTheWhole) {
+  for (const std::uint32_t group : {1U, 4U, 7U, 16U}) {
+    for (const std::int64_t cut : {1, 16, 50, 128, 199}) {
+      AttendShape shape{.group = group, .kv_len = 200, .sinks = true};
+      AttendCase test_case(shape);
+      expect_parts_merge(shape, kernel_for(test_case, 1), cut);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pagedkv::testing
