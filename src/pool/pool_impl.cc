@@ -149,33 +149,49 @@ Result<void> PagePool::Impl::retain(std::span<const PageId> ids) noexcept {
 
 Result<void> PagePool::Impl::release(std::span<const PageId> ids) noexcept {
   const std::scoped_lock guard(lock_);
-  // First count down, so that an error in the middle can be undone; then give away what nobody refers to.
+  // Plain pages become free at once: the free list is a stack, so that an error in the middle is undone by popping.
+  // Published ones wait for the second pass, because their hook cannot undo.
+  std::uint64_t num_listed = num_listed_;
+  std::uint64_t num_unshared = 0;
+  bool any_published = false;
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    const std::uint32_t refs = ref_count(ids[i]);
-    if (refs > 0) [[likely]] {
-      shared_pages_ -= refs == 2 ? 1U : 0U;
-      store_state(ids[i], load_state(ids[i]) - 1);
-      continue;
+    const PageId id = ids[i];
+    const std::uint32_t state = is_valid(id) ? load_state(id) : 0;
+    if (state == 1) [[likely]] {
+      store_state(id, kIdle);
+      free_list_[num_listed++] = to_index(id);
+    } else if ((state & kRefMask) != 0) {
+      num_unshared += (state & kRefMask) == 2 ? 1U : 0U;
+      any_published |= (state & kRefMask) == 1;
+      store_state(id, state - 1);
+    } else {
+      undo_release_locked(ids.first(i));
+      return Error{Errc::kInvalidArgument, "a page id to release is not in use"};
     }
-    for (const PageId undone : ids.first(i)) {
-      store_state(undone, load_state(undone) + 1);
-      shared_pages_ += ref_count(undone) == 2 ? 1U : 0U;
-    }
-    return Error{Errc::kInvalidArgument, "a page id to release is not in use"};
+  }
+  used_pages_ -= num_listed - num_listed_;
+  num_listed_ = num_listed;
+  shared_pages_ -= num_unshared;
+  if (!any_published) [[likely]] {
+    return {};
   }
   for (const PageId id : ids) {
-    const std::uint32_t state = load_state(id);
-    if ((state & ~kPublished) == 0) drop_unreferenced_locked(id, state);  // idle pages were dropped earlier in the list
+    if (load_state(id) == kPublished) drop_published_locked(id);  // idle by now if it is listed twice
   }
   return {};
 }
 
-void PagePool::Impl::drop_unreferenced_locked(PageId id, std::uint32_t state) noexcept {
-  --used_pages_;
-  if ((state & kPublished) == 0) [[likely]] {
-    push_free_locked(id);
-    return;
+// Takes back what the first pass of `release` did to these pages; the counts were not changed yet.
+void PagePool::Impl::undo_release_locked(std::span<const PageId> ids) noexcept {
+  for (std::size_t i = ids.size(); i-- > 0;) {
+    const std::uint32_t state = load_state(ids[i]);
+    store_state(ids[i], (state & kIdle) != 0 ? 1 : state + 1);
   }
+}
+
+// Makes a page evictable whose last reference is gone.
+void PagePool::Impl::drop_published_locked(PageId id) noexcept {
+  --used_pages_;
   store_state(id, kPublished | kIdle);
   ++evictable_pages_;
   hook_->on_unreferenced(id);
@@ -205,7 +221,11 @@ void PagePool::Impl::release_locked(PageId id) noexcept {
   PAGEDKV_ASSERT((state & kIdle) == 0);
   shared_pages_ -= (state & kRefMask) == 1 ? 1U : 0U;
   store_state(id, state);
-  if ((state & kRefMask) == 0) drop_unreferenced_locked(id, state);
+  if (state == kPublished) drop_published_locked(id);
+  if (state == 0) {
+    --used_pages_;
+    push_free_locked(id);
+  }
 }
 
 void PagePool::Impl::publish_locked(PageId id) noexcept {

@@ -120,7 +120,8 @@ struct PagePool::Impl {
   void evict_one_locked() noexcept;
   void take_free_locked(std::span<PageId> ids) noexcept;
   void push_free_locked(PageId id) noexcept;
-  void drop_unreferenced_locked(PageId id, std::uint32_t state) noexcept;
+  void undo_release_locked(std::span<const PageId> ids) noexcept;
+  void drop_published_locked(PageId id) noexcept;
   Result<std::uint64_t> trim_chunk_locked(std::uint64_t first, std::uint64_t last) noexcept;
 
   alignas(kCacheLineBytes) SpinLock lock_;
