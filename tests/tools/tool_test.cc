@@ -5,29 +5,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <initializer_list>
-#include <vector>
 
 #include "table.h"
+#include "tool_runs.h"
 
 namespace pagedkv::tool {
 namespace {
 
 using ::testing::HasSubstr;
-
-struct Ran {
-  int code;
-  std::string out, err;
-};
-
-Ran run(std::initializer_list<const char*> arguments) {
-  std::vector<const char*> argv = {"pagedkv"};
-  argv.insert(argv.end(), arguments);
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  const int code = run_tool(static_cast<int>(argv.size()), argv.data());
-  return {code, testing::internal::GetCapturedStdout(), testing::internal::GetCapturedStderr()};
-}
 
 TEST(Tool, UnknownCommandIsBadUsageSaidInOneLine) {
   for (const Ran& ran : {run({"frobnicate"}), run({}), run({"--no-such-flag"})}) {

@@ -1,6 +1,7 @@
 // `pagedkv replay`: its command line.
 #include <fmt/format.h>
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -153,6 +154,7 @@ OpenSource source_of(const Arguments& args) {
 }
 
 ReplayOptions options_of(const Arguments& args) {
+  if (std::isnan(args.step_ms + args.token_us + args.session_gap_s)) throw BadInput("a time is not a number");
   ReplayOptions options;
   options.source_name = args.trace.empty() ? args.workload : args.trace;
   options.open_source = source_of(args);

@@ -28,7 +28,10 @@ bool ContiguousMemory::can_ever_hold(std::uint64_t total_tokens) const {
 }
 
 bool ContiguousMemory::open(SequenceKey key, const Demand& demand) {
-  const std::uint64_t size = size_for(demand.prefill_tokens, demand.total_tokens);
+  // With room for the token after the prefill, or else a sequence that came back because it could not double would
+  // be as full as before.
+  const std::uint64_t tokens = std::min(demand.prefill_tokens + 1, demand.total_tokens);
+  const std::uint64_t size = size_for(tokens, demand.total_tokens);
   const auto begin = space_.allocate(size / unit_);
   if (!begin) return false;
   buffers_[key] = {*begin * unit_, size, 0};

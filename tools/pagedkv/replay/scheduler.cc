@@ -76,6 +76,9 @@ bool Scheduler::grow(std::size_t index, std::uint32_t num_tokens) {
 
 void Scheduler::preempt_youngest() {
   Running victim = std::move(running_.back());
+  if (running_.size() == 1 && victim.held == victim.computed_before) {
+    throw std::logic_error("a sequence that has the memory for itself cannot grow");
+  }
   running_.pop_back();
   memory_.close(victim.key, /*finished=*/false);
   free_keys_.push_back(victim.key);
