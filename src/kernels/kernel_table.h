@@ -20,7 +20,9 @@ const AttendKernel* select_attend(cpu::Target target, const AttendParams& params
 /// A hand-written AMX kernel for this layer and `q_len`, or null if the shape has none. Called only where AMX runs.
 const AttendKernel* find_amx_attend(const AttendParams& params, std::int64_t q_len) noexcept;
 
-/// The generic kernel of a target; "amx" has those of AVX-512.
-const AttendKernel* generic_attend(cpu::Target target) noexcept;
+/// The generic kernel of a target for that group; "amx" has those of AVX-512. Rows a task fall as the group grows.
+const AttendKernel* generic_attend(cpu::Target target, std::uint32_t group) noexcept;
+
+using ScratchFn = std::size_t (*)(const AttendParams& params, std::int32_t max_rows) noexcept;
 
 }  // namespace pagedkv::kernels

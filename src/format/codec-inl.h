@@ -1,0 +1,79 @@
+// How vectors of f32 come out of stored elements: one codec a format, compiled once a target.
+//
+// Layer: format. A codec has `Stored`, `kPerUnit` (elements in 32 bits), `load` (as many elements as a vector has
+// lanes) and `split` (element `half` of each 32-bit unit). All are exact.
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "pagedkv/types.h"
+
+#if defined(PAGEDKV_FORMAT_CODEC_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PAGEDKV_FORMAT_CODEC_INL_H_
+#undef PAGEDKV_FORMAT_CODEC_INL_H_
+#else
+#define PAGEDKV_FORMAT_CODEC_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace pagedkv::format::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F32 = hn::ScalableTag<float>;
+using U32 = hn::ScalableTag<std::uint32_t>;
+using VecF32 = hn::Vec<F32>;
+using VecU32 = hn::Vec<U32>;
+
+struct CodecF32 {
+  using Stored = float;
+  static constexpr std::size_t kPerUnit = 1;
+
+  static HWY_INLINE VecF32 load(const Stored* from) { return hn::LoadU(F32(), from); }
+  template <int kHalf>
+  static HWY_INLINE VecF32 split(VecU32 units) {
+    return hn::BitCast(F32(), units);
+  }
+};
+
+struct CodecBf16 {
+  using Stored = bf16_t;
+  static constexpr std::size_t kPerUnit = 2;
+
+  static HWY_INLINE VecF32 load(const Stored* from) {
+    const hn::Rebind<std::uint16_t, F32> d16;
+    const auto bits = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(from));
+    return hn::BitCast(F32(), hn::ShiftLeft<16>(hn::PromoteTo(U32(), bits)));
+  }
+  template <int kHalf>
+  static HWY_INLINE VecF32 split(VecU32 units) {
+    if constexpr (kHalf == 0) return hn::BitCast(F32(), hn::ShiftLeft<16>(units));
+    return hn::BitCast(F32(), hn::And(units, hn::Set(U32(), 0xFFFF0000U)));
+  }
+};
+
+struct CodecF16 {
+  using Stored = f16_t;
+  static constexpr std::size_t kPerUnit = 2;
+
+  static HWY_INLINE VecF32 load(const Stored* from) {
+    const hn::Rebind<hwy::float16_t, F32> d16;
+    return hn::PromoteTo(F32(), hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+  }
+  template <int kHalf>
+  static HWY_INLINE VecF32 split(VecU32 units) {
+    const VecU32 low = kHalf == 0 ? hn::And(units, hn::Set(U32(), 0xFFFFU)) : hn::ShiftRight<16>(units);
+    // Bits to the exponent's place; 2^112 makes up for the bias and normalises subnormals. Infinities and NaN keep a
+    // saturated exponent.
+    const VecU32 sign = hn::ShiftLeft<16>(hn::And(low, hn::Set(U32(), 0x8000U)));
+    const VecU32 magnitude = hn::ShiftLeft<13>(hn::And(low, hn::Set(U32(), 0x7FFFU)));
+    const VecU32 scaled = hn::BitCast(U32(), hn::Mul(hn::BitCast(F32(), magnitude), hn::Set(F32(), 0x1p112F)));
+    const auto is_special = hn::Gt(hn::BitCast(hn::ScalableTag<std::int32_t>(), magnitude),
+                                   hn::Set(hn::ScalableTag<std::int32_t>(), 0x0F7FFFFF));
+    const VecU32 special = hn::Or(scaled, hn::Set(U32(), 0x7F800000U));
+    const VecU32 value = hn::IfThenElse(hn::RebindMask(U32(), is_special), special, scaled);
+    return hn::BitCast(F32(), hn::Or(value, sign));
+  }
+};
+
+}  // namespace pagedkv::format::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // PAGEDKV_FORMAT_CODEC_INL_H_

@@ -1,0 +1,319 @@
+// The generic attention kernel: one task over blocks of 64 keys with an online softmax. Compiled once a target.
+//
+// Layer: kernels. Shape of the work: q [rows * group][head_dim] f32 (already scaled); for each block, slabs of 64 dims
+// of K give scores [rows * group][64], the softmax turns them into weights, slabs of 64 dims of V give the output.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "format/convert.h"
+#include "hwy/highway.h"
+#include "kernels/attend.h"
+#include "kernels/block.h"
+#include "kernels/pack-inl.h"
+#include "kernels/tile-inl.h"
+
+#if defined(PAGEDKV_KERNELS_ATTEND_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PAGEDKV_KERNELS_ATTEND_INL_H_
+#undef PAGEDKV_KERNELS_ATTEND_INL_H_
+#else
+#define PAGEDKV_KERNELS_ATTEND_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace pagedkv::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+/// One task at work: its scratch, cut into arrays, and the steps over a block.
+class Attention {
+ public:
+  Attention(const AttendParams& params, const AttendTask& task, std::byte* scratch)
+      : params_(params), task_(task), layout_(params, task.num_rows) {
+    q_ = reinterpret_cast<float*>(scratch);
+    out_ = q_ + layout_.q_floats;
+    scores_ = out_ + layout_.out_floats;
+    largest_ = scores_ + layout_.score_floats;
+    sum_ = largest_ + layout_.rows;
+    decay_ = sum_ + layout_.rows;
+    slab_ = decay_ + layout_.rows;
+  }
+
+  static std::size_t scratch_bytes(const AttendParams& params, std::int32_t max_rows) {
+    const Layout layout(params, max_rows);
+    return sizeof(float) * (layout.q_floats + layout.out_floats + layout.score_floats + 3 * layout.rows +
+                            static_cast<std::size_t>(kBlockKeys) * kSlabDims);
+  }
+
+  HWY_INLINE void run() {
+    begin();
+    if (task_.kv_begin < task_.kv_end) {
+      Block blocks[2];
+      blocks[0].gather(params_, task_, task_.kv_begin);
+      for (std::size_t i = 0;; i ^= 1) {
+        const Block& block = blocks[i];
+        const std::int64_t end = block.begin + kBlockKeys;
+        const bool is_last = end >= task_.kv_end;
+        const bool has_next = is_last && task_.next != nullptr && task_.next->kv_begin < task_.next->kv_end;
+        if (!is_last) blocks[i ^ 1].gather(params_, task_, end);
+        if (has_next) blocks[i ^ 1].gather(params_, *task_.next, task_.next->kv_begin);
+        compute(block, is_last && !has_next ? block : blocks[i ^ 1]);
+        if (is_last) break;
+      }
+    }
+    finish();
+  }
+
+ private:
+  // Sizes of the arrays, each a multiple of 16 floats so that all of them stay aligned to a cache line.
+  struct Layout {
+    Layout(const AttendParams& params, std::int32_t num_rows) {
+      heads = static_cast<std::size_t>(num_rows) * params.group;
+      rows = round_up(heads);
+      out_stride = round_up(params.v_head_dim);
+      q_floats = round_up(heads * params.head_dim);
+      out_floats = heads * out_stride;
+      score_floats = heads * static_cast<std::size_t>(kBlockKeys);
+    }
+    static std::size_t round_up(std::size_t count) { return (count + 15) / 16 * 16; }
+    std::size_t heads, rows, out_stride, q_floats, out_floats, score_floats;
+  };
+
+  std::int64_t q_row(std::int32_t row) const { return task_.rows != nullptr ? task_.rows[row] : task_.first_row + row; }
+  std::int64_t position(std::int32_t row) const {
+    return task_.positions != nullptr ? task_.positions[row] : task_.first_pos + row;
+  }
+  std::size_t first_head() const { return std::size_t{task_.kv_head} * params_.group; }
+
+  // Queries to f32, times sm_scale; empty states.
+  void begin() {
+    const std::size_t count = std::size_t{params_.group} * params_.head_dim;
+    for (std::int32_t row = 0; row < task_.num_rows; ++row) {
+      const std::size_t from =
+          (static_cast<std::size_t>(q_row(row)) * params_.num_q_heads + first_head()) * params_.head_dim;
+      load_row(params_.q, params_.q_dtype, from, count, q_ + static_cast<std::size_t>(row) * count);
+    }
+    std::fill_n(out_, layout_.out_floats, 0.0F);
+    std::fill_n(largest_, layout_.heads, kMinusInfinity);
+    std::fill_n(sum_, layout_.heads, 0.0F);
+  }
+
+  void load_row(const void* base, DType dtype, std::size_t from, std::size_t count, float* to) const {
+    const auto convert = [&]<class T>(const T* elements) {
+      for (std::size_t i = 0; i < count; ++i) to[i] = format::to_f32(elements[from + i]) * params_.sm_scale;
+    };
+    if (dtype == DType::f32) return convert(static_cast<const float*>(base));
+    if (dtype == DType::f16) return convert(static_cast<const f16_t*>(base));
+    convert(static_cast<const bf16_t*>(base));
+  }
+
+  // Keys of the block that a row sees by causality and window.
+  Span visible(const Block& block, std::int32_t row) const {
+    Span keys = {block.first, block.last};
+    if (task_.rows != nullptr) return keys;
+    const std::int64_t at = position(row) - block.begin;
+    if (params_.causal) keys.last = std::min(keys.last, at + 1);
+    if (params_.window_left >= 0) keys.first = std::max(keys.first, at - params_.window_left);
+    return keys;
+  }
+
+  void compute(const Block& block, const Block& next) {
+    // Rows that see the block are consecutive: positions rise with rows.
+    std::int32_t first = 0, last = task_.num_rows;
+    while (first < last && is_empty(visible(block, first))) ++first;
+    while (last > first && is_empty(visible(block, last - 1))) --last;
+    if (first == last) return;
+    const std::size_t begin = static_cast<std::size_t>(first) * params_.group;
+    const std::size_t end = static_cast<std::size_t>(last) * params_.group;
+    score(block, next, begin, end);
+    for (std::int32_t row = first; row < last; ++row) {
+      const Span keys = visible(block, row);
+      for (std::uint32_t g = 0; g < params_.group; ++g) {
+        shape_scores(block, row, g, keys);
+        weigh(static_cast<std::size_t>(row) * params_.group + g, keys);
+      }
+    }
+    accumulate(block, next, begin, end);
+  }
+
+  static bool is_empty(Span keys) { return keys.first >= keys.last; }
+
+  Packers packers() const {
+    if (params_.kv_dtype == DType::f32) return find_packers_f32();
+    return params_.kv_dtype == DType::f16 ? find_packers_f16() : find_packers_bf16();
+  }
+
+  void score(const Block& block, const Block& next, std::size_t begin, std::size_t end) {
+    const Span keys = {block.first, block.last};
+    const PackFn pack = packers().keys;
+    for (std::size_t dim = 0; dim < params_.head_dim; dim += kSlabDims) {
+      const std::size_t dims = std::min(kSlabDims, params_.head_dim - dim);
+      pack(block, next, dim, dims, slab_);
+      for (std::size_t at = begin; at < end;) {
+        const std::size_t rows = next_tile(end - at);
+        const float* const q = q_ + at * params_.head_dim + dim;
+        float* const scores = scores_ + at * kBlockKeys;
+        with_rows(rows,
+                  [&](auto count) { score_rows<count()>(q, params_.head_dim, slab_, dims, keys, scores, dim != 0); });
+        at += rows;
+      }
+    }
+  }
+
+  // out = out * decay + weights * V. Rows of one position share their keys, so that a key that a row does not see is
+  // never multiplied into it, not even by 0 (it might be infinite).
+  void accumulate(const Block& block, const Block& next, std::size_t begin, std::size_t end) {
+    const PackFn pack = packers().values;
+    for (std::size_t dim = 0; dim < params_.v_head_dim; dim += kSlabDims) {
+      const std::size_t dims = std::min(kSlabDims, params_.v_head_dim - dim);
+      pack(block, next, dim, dims, slab_);
+      for (std::size_t at = begin; at < end;) {
+        Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
+        const std::size_t rows = same_keys(block, keys, at, end);
+        with_rows(rows, [&](auto count) {
+          value_rows<count()>(scores_ + at * kBlockKeys, keys, slab_, dims, decay_ + at,
+                              out_ + at * layout_.out_stride + dim, layout_.out_stride);
+        });
+        at += rows;
+      }
+    }
+  }
+
+  // How many rows from `at` on see exactly `keys`, at most a tile.
+  std::size_t same_keys(const Block& block, Span keys, std::size_t at, std::size_t end) const {
+    std::size_t rows = next_tile(end - at);
+    for (;; --rows) {
+      const Span last = visible(block, static_cast<std::int32_t>((at + rows - 1) / params_.group));
+      if (rows == 1 || (last.first == keys.first && last.last == keys.last)) return rows;
+    }
+  }
+
+  // Soft cap, ALiBi and mask on the visible scores of one row and head, in this order.
+  void shape_scores(const Block& block, std::int32_t row, std::uint32_t g, Span keys) {
+    float* const scores = scores_ + (static_cast<std::size_t>(row) * params_.group + g) * kBlockKeys;
+    if (params_.logits_soft_cap > 0) cap_scores(scores, keys);
+    if (params_.alibi_slopes != nullptr) {
+      const float slope = params_.alibi_slopes[first_head() + g];
+      const std::int64_t first = block.begin - position(row);
+      for (std::int64_t key = keys.first; key < keys.last; ++key) {
+        scores[key] += slope * static_cast<float>(first + key);
+      }
+    }
+    if (params_.mask_kind != MaskKind::kNone) {
+      mask_scores(scores, keys,
+                  task_.mask_offset + row * task_.mask_row_stride + g * task_.mask_head_stride + block.begin);
+    }
+  }
+
+  void cap_scores(float* scores, Span keys) const {
+    const F32 d;
+    const VecF32 cap = hn::Set(d, params_.logits_soft_cap), inverse = hn::Set(d, 1.0F / params_.logits_soft_cap);
+    const std::size_t first = static_cast<std::size_t>(keys.first) / kLanes * kLanes;
+    for (std::size_t key = first; key < static_cast<std::size_t>(keys.last); key += kLanes) {
+      const VecF32 score = hn::LoadU(d, scores + key);
+      hn::StoreU(hn::Mul(cap, tanh_f32(hn::Mul(score, inverse))), d, scores + key);
+    }
+  }
+
+  // `entry` is the mask entry of key 0 of the block.
+  void mask_scores(float* scores, Span keys, std::int64_t entry) const {
+    for (std::int64_t key = keys.first; key < keys.last; ++key) {
+      const std::int64_t at = entry + key;
+      if (params_.mask_kind == MaskKind::kAdditive) {
+        float bias = 0;
+        std::memcpy(&bias, task_.mask + at * static_cast<std::int64_t>(sizeof(float)), sizeof(float));
+        scores[key] = bias == kMinusInfinity ? kMinusInfinity : scores[key] + bias;
+        continue;
+      }
+      const bool is_visible = params_.mask_kind == MaskKind::kBool
+                                  ? task_.mask[at] != std::byte{0}
+                                  : (std::to_integer<unsigned>(task_.mask[at / 8]) >> (at % 8) & 1U) != 0;
+      if (!is_visible) scores[key] = kMinusInfinity;
+    }
+  }
+
+  // One step of the online softmax: scores of one row become weights e^(score - largest), in place.
+  void weigh(std::size_t at, Span keys) {
+    const F32 d;
+    float* const scores = scores_ + at * kBlockKeys;
+    const std::size_t first = static_cast<std::size_t>(keys.first) / kLanes * kLanes;
+    const std::size_t last = (static_cast<std::size_t>(keys.last) + kLanes - 1) / kLanes * kLanes;
+    std::fill(scores + first, scores + keys.first, kMinusInfinity);
+    std::fill(scores + keys.last, scores + last, kMinusInfinity);
+    VecF32 top = hn::Set(d, kMinusInfinity);
+    for (std::size_t key = first; key < last; key += kLanes) top = hn::Max(top, hn::LoadU(d, scores + key));
+    const float before = largest_[at];
+    const float largest = std::max(before, hn::GetLane(hn::MaxOfLanes(d, top)));
+    const float shift = largest == kMinusInfinity ? 0.0F : largest;  // nothing visible yet: weights are 0, not NaN
+    VecF32 sum = hn::Zero(d);
+    for (std::size_t key = first; key < last; key += kLanes) {
+      const VecF32 weight = exp_not_positive(hn::Sub(hn::LoadU(d, scores + key), hn::Set(d, shift)));
+      sum = hn::Add(sum, weight);
+      hn::StoreU(weight, d, scores + key);
+    }
+    decay_[at] = before == largest ? 1.0F : std::exp(before - shift);
+    largest_[at] = largest;
+    sum_[at] = sum_[at] * decay_[at] + hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+
+  // Sinks, normalisation and the way out.
+  void finish() {
+    for (std::int32_t row = 0; row < task_.num_rows; ++row) {
+      for (std::uint32_t g = 0; g < params_.group; ++g) {
+        const std::size_t at = static_cast<std::size_t>(row) * params_.group + g;
+        const float lse = normalise(at, g);
+        const float* const from = out_ + at * layout_.out_stride;
+        if (task_.partial_out != nullptr) {
+          std::copy_n(from, params_.v_head_dim, task_.partial_out + at * params_.v_head_dim);
+          task_.partial_lse[at] = lse;
+          continue;
+        }
+        const std::size_t index = static_cast<std::size_t>(q_row(row)) * params_.num_q_heads + first_head() + g;
+        store_row(from, index * params_.v_head_dim);
+        if (params_.lse != nullptr) params_.lse[index] = lse;
+      }
+    }
+  }
+
+  float normalise(std::size_t at, std::uint32_t g) {
+    float scale = 1.0F;
+    if (params_.sinks != nullptr && task_.first_part && params_.sinks[first_head() + g] != kMinusInfinity) {
+      const float sink = params_.sinks[first_head() + g], before = largest_[at];
+      largest_[at] = std::max(before, sink);
+      scale = std::exp(before - largest_[at]);
+      sum_[at] = sum_[at] * scale + std::exp(sink - largest_[at]);
+    }
+    if (sum_[at] == 0) return kMinusInfinity;  // a row that saw no key: out_ is zeros already
+    scale /= sum_[at];
+    float* const out = out_ + at * layout_.out_stride;
+    for (std::size_t dim = 0; dim < params_.v_head_dim; ++dim) out[dim] *= scale;
+    return largest_[at] + std::log(sum_[at]);
+  }
+
+  void store_row(const float* from, std::size_t to) const {
+    const std::size_t count = params_.v_head_dim;
+    if (params_.out_dtype == DType::f32) {
+      std::copy_n(from, count, static_cast<float*>(params_.out) + to);
+    } else if (params_.out_dtype == DType::f16) {
+      for (std::size_t i = 0; i < count; ++i) static_cast<f16_t*>(params_.out)[to + i] = format::to_f16(from[i]);
+    } else {
+      for (std::size_t i = 0; i < count; ++i) static_cast<bf16_t*>(params_.out)[to + i] = format::to_bf16(from[i]);
+    }
+  }
+
+  const AttendParams& params_;
+  const AttendTask& task_;
+  const Layout layout_;
+  float* q_;        // [rows * group][head_dim]
+  float* out_;      // [rows * group][layout_.out_stride]
+  float* scores_;   // [rows * group][kBlockKeys]
+  float* largest_;  // [rows * group] largest logit so far
+  float* sum_;      // [rows * group] sum of e^(logit - largest)
+  float* decay_;    // [rows * group] what the step at hand multiplies earlier sums by
+  float* slab_;     // [64][64], of K or of V
+};
+
+}  // namespace pagedkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // PAGEDKV_KERNELS_ATTEND_INL_H_

@@ -1,0 +1,172 @@
+// Register-blocked products of query rows with one block of keys, and the softmax between them. Compiled once a target.
+//
+// Layer: kernels. Every sum runs in one fixed order (a score over dims 0, 1, 2, ...; a weighted sum over keys of the
+// block in order), whatever rows share a tile: results do not depend on tiling.
+#include "format/codec-inl.h"
+#include "hwy/highway.h"
+#include "kernels/block.h"
+
+#if defined(PAGEDKV_KERNELS_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PAGEDKV_KERNELS_TILE_INL_H_
+#undef PAGEDKV_KERNELS_TILE_INL_H_
+#else
+#define PAGEDKV_KERNELS_TILE_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace pagedkv::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using format::HWY_NAMESPACE::F32;
+using format::HWY_NAMESPACE::VecF32;
+
+constexpr std::size_t kLanes = hn::MaxLanes(F32());
+constexpr bool kManyRegisters = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON;
+constexpr std::size_t kMaxTileRows = 6;
+
+// Vectors of a tile with that many rows: as many accumulators as registers allow, and enough to hide FMA latency.
+template <std::size_t kRows>
+constexpr std::size_t tile_vectors() {
+  if (kManyRegisters) return kLanes == 16 || kRows > 3 ? 4 : 8;
+  return kRows == 1 ? 8 : kRows <= 3 ? 4 : 2;
+}
+
+// scores[r][key] (+)= sum over dims of q[r][dim] * slab[dim][key], for kVectors vectors of keys.
+template <std::size_t kRows, std::size_t kVectors>
+HWY_INLINE void score_tile(const float* HWY_RESTRICT q, std::size_t q_stride, const float* HWY_RESTRICT slab,
+                           std::size_t dims, float* HWY_RESTRICT scores, bool accumulate) {
+  const F32 d;
+  VecF32 sum[kRows][kVectors];
+  for (std::size_t r = 0; r < kRows; ++r) {
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      sum[r][v] = accumulate ? hn::LoadU(d, scores + r * kBlockKeys + v * kLanes) : hn::Zero(d);
+    }
+  }
+  for (std::size_t dim = 0; dim < dims; ++dim) {
+    VecF32 k[kVectors];
+    for (std::size_t v = 0; v < kVectors; ++v) k[v] = hn::LoadU(d, slab + dim * kBlockKeys + v * kLanes);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const VecF32 element = hn::Set(d, q[r * q_stride + dim]);
+      for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(element, k[v], sum[r][v]);
+    }
+  }
+  for (std::size_t r = 0; r < kRows; ++r) {
+    for (std::size_t v = 0; v < kVectors; ++v) hn::StoreU(sum[r][v], d, scores + r * kBlockKeys + v * kLanes);
+  }
+}
+
+// out[r][dim] = out[r][dim] * decay[r] + sum over keys of weights[r][key] * slab[key][dim], kVectors vectors of dims.
+template <std::size_t kRows, std::size_t kVectors>
+HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, const float* HWY_RESTRICT slab,
+                           const float* HWY_RESTRICT decay, float* HWY_RESTRICT out, std::size_t out_stride) {
+  const F32 d;
+  VecF32 sum[kRows][kVectors];
+  for (std::size_t r = 0; r < kRows; ++r) {
+    for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(d);
+  }
+  for (std::size_t key = static_cast<std::size_t>(keys.first); key < static_cast<std::size_t>(keys.last); ++key) {
+    VecF32 value[kVectors];
+    for (std::size_t v = 0; v < kVectors; ++v) value[v] = hn::LoadU(d, slab + key * kSlabDims + v * kLanes);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const VecF32 weight = hn::Set(d, weights[r * kBlockKeys + key]);
+      for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(weight, value[v], sum[r][v]);
+    }
+  }
+  for (std::size_t r = 0; r < kRows; ++r) {
+    const VecF32 keep = hn::Set(d, decay[r]);
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      float* const at = out + r * out_stride + v * kLanes;
+      hn::StoreU(hn::MulAdd(hn::LoadU(d, at), keep, sum[r][v]), d, at);
+    }
+  }
+}
+
+template <std::size_t kRows>
+HWY_NOINLINE void score_rows(const float* q, std::size_t q_stride, const float* slab, std::size_t dims, Span keys,
+                             float* scores, bool accumulate) {
+  constexpr std::size_t kVectors = tile_vectors<kRows>();
+  constexpr std::size_t kPanel = kVectors * kLanes;
+  static_assert(static_cast<std::size_t>(kBlockKeys) % kPanel == 0);
+  const std::size_t first = static_cast<std::size_t>(keys.first) / kLanes * kLanes;
+  const std::size_t last = (static_cast<std::size_t>(keys.last) + kLanes - 1) / kLanes * kLanes;
+  std::size_t key = first;
+  for (; key + kPanel <= last; key += kPanel) {
+    score_tile<kRows, kVectors>(q, q_stride, slab + key, dims, scores + key, accumulate);
+  }
+  for (; key < last; key += kLanes) {
+    score_tile<kRows, 1>(q, q_stride, slab + key, dims, scores + key, accumulate);
+  }
+}
+
+template <std::size_t kRows>
+HWY_NOINLINE void value_rows(const float* weights, Span keys, const float* slab, std::size_t dims, const float* decay,
+                             float* out, std::size_t out_stride) {
+  constexpr std::size_t kVectors = tile_vectors<kRows>();
+  constexpr std::size_t kPanel = kVectors * kLanes;
+  std::size_t dim = 0;
+  for (; dim + kPanel <= dims; dim += kPanel) {
+    value_tile<kRows, kVectors>(weights, keys, slab + dim, decay, out + dim, out_stride);
+  }
+  for (; dim < dims; dim += kLanes) {
+    value_tile<kRows, 1>(weights, keys, slab + dim, decay, out + dim, out_stride);
+  }
+}
+
+// Calls `body` with the number of rows as a compile-time constant.
+template <class Body>
+HWY_INLINE void with_rows(std::size_t rows, Body body) {
+  switch (rows) {
+    case 1: return body(std::integral_constant<std::size_t, 1>());
+    case 2: return body(std::integral_constant<std::size_t, 2>());
+    case 3: return body(std::integral_constant<std::size_t, 3>());
+    case 4: return body(std::integral_constant<std::size_t, 4>());
+    case 5: return body(std::integral_constant<std::size_t, 5>());
+    default: return body(std::integral_constant<std::size_t, 6>());
+  }
+}
+
+// Rows of the next tile when `left` are left: tiles of nearly equal height.
+HWY_INLINE std::size_t next_tile(std::size_t left) {
+  const std::size_t tiles = (left + kMaxTileRows - 1) / kMaxTileRows;
+  return (left + tiles - 1) / tiles;
+}
+
+// e^x for x <= 0 within 2 ulp; 0 below the smallest normal result; NaN stays NaN. Cephes' polynomial.
+HWY_INLINE VecF32 exp_not_positive(VecF32 x) {
+  const F32 d;
+  const hn::RebindToSigned<F32> di;
+  const VecF32 magic = hn::Set(d, 12582912.0F);  // 1.5 * 2^23: its sum with n holds the integer n in the low bits
+  const VecF32 shifted = hn::MulAdd(x, hn::Set(d, 1.44269504089F), magic);
+  const VecF32 n = hn::Sub(shifted, magic);
+  VecF32 r = hn::NegMulAdd(n, hn::Set(d, 0.693359375F), x);
+  r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4F), r);
+  VecF32 p = hn::MulAdd(hn::Set(d, 1.9875691500e-4F), r, hn::Set(d, 1.3981999507e-3F));
+  p = hn::MulAdd(p, r, hn::Set(d, 8.3334519073e-3F));
+  p = hn::MulAdd(p, r, hn::Set(d, 4.1665795894e-2F));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1F));
+  p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1F));
+  p = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(d, 1.0F));
+  const auto power = hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.0F)), hn::BitCast(d, power));
+}
+
+// tanh within 4 ulp: odd rational approximation of degree 13 / 6 (as in Eigen), saturated from 7.9 on.
+HWY_INLINE VecF32 tanh_f32(VecF32 value) {
+  const F32 d;
+  const VecF32 limit = hn::Set(d, 7.90531110763549805F);
+  const VecF32 x = hn::IfThenElse(hn::Gt(hn::Abs(value), limit), hn::CopySign(limit, value), value);
+  const VecF32 x2 = hn::Mul(x, x);
+  VecF32 p = hn::MulAdd(x2, hn::Set(d, -2.76076847742355e-16F), hn::Set(d, 2.00018790482477e-13F));
+  p = hn::MulAdd(p, x2, hn::Set(d, -8.60467152213735e-11F));
+  p = hn::MulAdd(p, x2, hn::Set(d, 5.12229709037114e-08F));
+  p = hn::MulAdd(p, x2, hn::Set(d, 1.48572235717979e-05F));
+  p = hn::MulAdd(p, x2, hn::Set(d, 6.37261928875436e-04F));
+  p = hn::MulAdd(p, x2, hn::Set(d, 4.89352455891786e-03F));
+  VecF32 q = hn::MulAdd(x2, hn::Set(d, 1.19825839466702e-06F), hn::Set(d, 1.18534705686654e-04F));
+  q = hn::MulAdd(q, x2, hn::Set(d, 2.26843463243900e-03F));
+  q = hn::MulAdd(q, x2, hn::Set(d, 4.89352518554385e-03F));
+  return hn::Div(hn::Mul(x, p), q);
+}
+
+}  // namespace pagedkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // PAGEDKV_KERNELS_TILE_INL_H_

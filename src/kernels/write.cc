@@ -1,0 +1,104 @@
+// Writes rows of K and V, with non-temporal stores on request. All targets.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/write.cc"
+#include "kernels/write.h"
+
+#include "format/convert.h"
+#include "hwy/cache_control.h"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pagedkv::kernels::HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Bytes as they are. Streams whole vectors between ordinary stores of the ragged ends.
+void copy_row(std::byte* to, const std::byte* from, std::size_t bytes, bool stream) {
+  const hn::ScalableTag<std::uint8_t> d;
+  constexpr std::size_t kStep = hn::MaxLanes(d);
+  std::size_t at = 0;
+  if (stream && kStep > 1) {
+    at = std::min(bytes, (kStep - reinterpret_cast<std::uintptr_t>(to) % kStep) % kStep);
+    std::memcpy(to, from, at);
+    for (; at + kStep <= bytes; at += kStep) {
+      hn::Stream(hn::LoadU(d, reinterpret_cast<const std::uint8_t*>(from + at)), d,
+                 reinterpret_cast<std::uint8_t*>(to + at));
+    }
+  }
+  std::memcpy(to + at, from + at, bytes - at);
+}
+
+template <class To, class From>
+To convert(From value) {
+  const float number = format::to_f32(value);
+  if constexpr (std::is_same_v<To, float>)
+    return number;
+  else if constexpr (std::is_same_v<To, f16_t>)
+    return format::to_f16(number);
+  else
+    return format::to_bf16(number);
+}
+
+// Converts in pieces that stay in the L1 cache, then copies them out.
+template <class To, class From>
+void convert_row(std::byte* to, const void* from, std::size_t count, bool stream) {
+  constexpr std::size_t kPiece = 256;
+  alignas(64) To piece[kPiece];
+  const From* const elements = static_cast<const From*>(from);
+  for (std::size_t begin = 0; begin < count; begin += kPiece) {
+    const std::size_t size = std::min(kPiece, count - begin);
+    for (std::size_t i = 0; i < size; ++i) piece[i] = convert<To>(elements[begin + i]);
+    copy_row(to + begin * sizeof(To), reinterpret_cast<const std::byte*>(piece), size * sizeof(To), stream);
+  }
+}
+
+template <class To>
+void write_as(std::byte* to, const void* from, DType from_dtype, std::size_t count, bool stream) {
+  if (from_dtype == DType::f32) return convert_row<To, float>(to, from, count, stream);
+  if (from_dtype == DType::f16) return convert_row<To, f16_t>(to, from, count, stream);
+  convert_row<To, bf16_t>(to, from, count, stream);
+}
+
+void write_row(void* to, DType to_dtype, const void* from, DType from_dtype, std::size_t count, bool stream) noexcept {
+  auto* const bytes = static_cast<std::byte*>(to);
+  if (to_dtype == from_dtype)
+    return copy_row(bytes, static_cast<const std::byte*>(from), count * size_of(to_dtype), stream);
+  if (to_dtype == DType::f32) return write_as<float>(bytes, from, from_dtype, count, stream);
+  if (to_dtype == DType::f16) return write_as<f16_t>(bytes, from, from_dtype, count, stream);
+  write_as<bf16_t>(bytes, from, from_dtype, count, stream);
+}
+
+}  // namespace
+
+WriteRowFn find_write() noexcept { return write_row; }
+
+}  // namespace pagedkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace pagedkv::kernels {
+
+WriteRowFn find_write_row(cpu::Target target) noexcept {
+  switch (target) {
+#if HWY_TARGETS & HWY_AVX3
+    case cpu::Target::kAmx:
+    case cpu::Target::kAvx512: return N_AVX3::find_write();
+#endif
+#if HWY_TARGETS & HWY_AVX2
+    case cpu::Target::kAvx2: return N_AVX2::find_write();
+#endif
+#if HWY_TARGETS & HWY_SSE4
+    case cpu::Target::kSse4: return N_SSE4::find_write();
+#endif
+#if HWY_TARGETS & HWY_NEON
+    case cpu::Target::kNeon: return N_NEON::find_write();
+#endif
+    default: return N_SCALAR::find_write();
+  }
+}
+
+void fence() noexcept { hwy::FlushStream(); }
+
+}  // namespace pagedkv::kernels
+#endif  // HWY_ONCE

@@ -1,0 +1,247 @@
+// Every kernel target that the machine runs, every format and every variant, against the f64 oracle.
+#include <gtest/gtest.h>
+
+#include "kernels/problem.h"
+
+namespace pagedkv::testing {
+namespace {
+
+constexpr DType kFormats[] = {DType::f32, DType::f16, DType::bf16};
+
+// Runs a problem on all targets and formats and compares each with the oracle.
+void expect_oracle(const ProblemShape& base) {
+  for (const DType format : kFormats) {
+    ProblemShape shape = base;
+    shape.config.kv_dtype = format;
+    const Problem problem(shape);
+    const auto want = problem.reference();
+    ASSERT_TRUE(want.has_value()) << want.error().what;
+    for (const char* target : runnable_targets()) {
+      SCOPED_TRACE(std::string(target) + " " + to_string(format));
+      const auto got = problem.run(target);
+      ASSERT_TRUE(got.has_value()) << got.error().what;
+      EXPECT_EQ(problem.difference(*got, *want, arithmetic_of(target, format)), "");
+    }
+  }
+}
+
+ProblemShape mixed() {
+  ProblemShape shape;
+  shape.sequences = {{100, 1}, {65, 40}, {1, 1}, {64, 3}, {0, 0}, {130, 1}};
+  return shape;
+}
+
+TEST(Attend, AgreesWithOracleOverDecodeLengths) {
+  ProblemShape shape;
+  shape.sequences.clear();
+  for (const std::int32_t length : {1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 300}) {
+    shape.sequences.push_back({length, 1});
+  }
+  expect_oracle(shape);
+}
+
+TEST(Attend, AgreesWithOracleOverLongSequencesInParts) {
+  ProblemShape shape;
+  shape.sequences = {{1023, 1}, {1024, 1}, {1025, 1}, {3000, 2}, {2100, 16}};
+  expect_oracle(shape);
+}
+
+TEST(Attend, AgreesWithOracleOverPrefill) {
+  ProblemShape shape;
+  shape.sequences = {{100, 100}, {150, 37}, {64, 64}, {5, 5}, {300, 129}};
+  expect_oracle(shape);
+}
+
+TEST(Attend, AgreesWithOracleOverHeadDims) {
+  for (const auto& [k, v] : {std::pair{1U, 1U},
+                             {3U, 5U},
+                             {13U, 13U},
+                             {16U, 16U},
+                             {33U, 55U},
+                             {64U, 64U},
+                             {80U, 80U},
+                             {96U, 96U},
+                             {112U, 40U},
+                             {128U, 96U},
+                             {256U, 256U},
+                             {576U, 512U},
+                             {1024U, 1024U}}) {
+    SCOPED_TRACE(::testing::Message() << k << "/" << v);
+    ProblemShape shape;
+    shape.config.head_dim = k;
+    shape.config.v_head_dim = v;
+    shape.sequences = {{70, 1}, {40, 9}};
+    expect_oracle(shape);
+  }
+}
+
+TEST(Attend, AgreesWithOracleOverGroups) {
+  for (const auto& [q, kv] : {std::pair{1U, 1U},
+                              {12U, 12U},
+                              {9U, 3U},
+                              {16U, 1U},
+                              {28U, 4U},
+                              {24U, 8U},
+                              {10U, 2U},
+                              {64U, 8U},
+                              {34U, 2U},
+                              {128U, 1U}}) {
+    SCOPED_TRACE(::testing::Message() << q << "/" << kv);
+    ProblemShape shape;
+    shape.config.num_q_heads = q;
+    shape.config.num_kv_heads = kv;
+    shape.sequences = {{90, 1}, {75, 11}};
+    expect_oracle(shape);
+  }
+}
+
+TEST(Attend, AgreesWithOracleOverPageSizes) {
+  for (const std::uint32_t page_size : {1U, 2U, 3U, 4U, 5U, 16U, 48U, 64U, 96U, 255U, 256U}) {
+    SCOPED_TRACE(page_size);
+    ProblemShape shape = mixed();
+    shape.config.page_size = page_size;
+    expect_oracle(shape);
+  }
+}
+
+TEST(Attend, AgreesWithOracleOverLayouts) {
+  for (const PageLayout layout : {PageLayout::kOurs, PageLayout::kTokenMajor, PageLayout::kApart}) {
+    for (const bool padded : {false, true}) {
+      ProblemShape shape = mixed();
+      shape.layout = layout;
+      shape.padded_table = padded;
+      expect_oracle(shape);
+    }
+  }
+}
+
+TEST(Attend, AgreesWithOracleOverLatentPages) {
+  ProblemShape shape;
+  shape.config = {.num_q_heads = 16, .num_kv_heads = 1, .head_dim = 576, .v_head_dim = 512};
+  shape.layout = PageLayout::kLatent;
+  shape.sequences = {{130, 1}, {70, 5}};
+  expect_oracle(shape);
+}
+
+TEST(Attend, AgreesWithOracleOverElementTypes) {
+  for (const DType q : kFormats) {
+    for (const DType out : kFormats) {
+      ProblemShape shape = mixed();
+      shape.q_dtype = q;
+      shape.out_dtype = out;
+      expect_oracle(shape);
+    }
+  }
+}
+
+TEST(Attend, AgreesWithOracleWithoutCausality) {
+  ProblemShape shape;
+  shape.config.variant.causal = false;
+  shape.sequences = {{100, 7}, {10, 30, 0}, {1, 1}, {678, 20}, {0, 3, 0}};
+  expect_oracle(shape);
+}
+
+TEST(Attend, AgreesWithOracleOverWindows) {
+  for (const std::int32_t window : {0, 1, 3, 13, 64, 127, 5000}) {
+    SCOPED_TRACE(window);
+    ProblemShape shape;
+    shape.config.variant.window_left = window;
+    shape.sequences = {{100, 1}, {200, 150}, {1, 1}, {2500, 3}};
+    expect_oracle(shape);
+  }
+}
+
+TEST(Attend, AgreesWithOracleWithSinks) {
+  for (const std::int32_t window : {-1, 10}) {
+    ProblemShape shape;
+    shape.config.variant.window_left = window;
+    shape.sinks = true;
+    shape.sequences = {{100, 1}, {90, 70}, {2500, 2}, {0, 2, 0}};
+    expect_oracle(shape);
+  }
+}
+
+TEST(Attend, AgreesWithOracleWithSoftCap) {
+  for (const float cap : {1.0F, 30.0F, 50.0F}) {
+    ProblemShape shape = mixed();
+    shape.config.variant.logits_soft_cap = cap;
+    expect_oracle(shape);
+  }
+}
+
+TEST(Attend, AgreesWithOracleWithAlibi) {
+  ProblemShape shape = mixed();
+  shape.alibi = true;
+  expect_oracle(shape);
+  shape.config.variant.causal = false;
+  expect_oracle(shape);
+}
+
+TEST(Attend, AgreesWithOracleUnderMasks) {
+  for (const MaskKind kind : {MaskKind::kBool, MaskKind::kAdditive, MaskKind::kBits}) {
+    for (const bool per_head : {false, true}) {
+      ProblemShape shape = mixed();
+      shape.mask = kind;
+      shape.mask_per_head = per_head;
+      expect_oracle(shape);
+      shape.config.variant.causal = false;
+      expect_oracle(shape);
+    }
+  }
+}
+
+TEST(Attend, AgreesWithOracleWithAllVariantsAtOnce) {
+  ProblemShape shape = mixed();
+  shape.config.variant = {.sm_scale = 0.3F, .window_left = 40, .logits_soft_cap = 20};
+  shape.sinks = shape.alibi = true;
+  shape.mask = MaskKind::kAdditive;
+  shape.q_dtype = DType::bf16;
+  shape.out_dtype = DType::f16;
+  expect_oracle(shape);
+}
+
+TEST(Attend, RowThatSeesNothingIsZeroAndMinusInfinity) {
+  ProblemShape shape;
+  shape.config.variant.window_left = 2;
+  shape.sequences = {{0, 2, 0}, {5, 3, 20}};
+  const Problem problem(shape);
+  for (const char* target : runnable_targets()) {
+    const auto got = problem.run(target);
+    ASSERT_TRUE(got.has_value()) << got.error().what;
+    for (const double value : got->out) EXPECT_EQ(value, 0.0);
+    for (const double value : got->lse) EXPECT_EQ(value, -std::numeric_limits<double>::infinity());
+  }
+}
+
+TEST(Attend, LargeScoresNeitherOverflowNorVanish) {
+  ProblemShape shape = mixed();
+  shape.config.variant.sm_scale = 40;
+  shape.q_dtype = DType::bf16;
+  expect_oracle(shape);
+}
+
+TEST(Attend, InfinityInAKeyThatARowDoesNotSeeLeavesItAlone) {
+  ProblemShape shape;
+  shape.config.kv_dtype = DType::f32;
+  shape.config.num_q_heads = 2;
+  shape.sequences = {{8, 8}};
+  const Problem problem(shape);
+  // The last token's V becomes infinite; only the last row may notice.
+  auto* const v = const_cast<std::byte*>(static_cast<const std::byte*>(problem.view().v));
+  const AttentionBatch batch = problem.batch();
+  const std::int64_t last = batch.kv_indices[0] * problem.view().v_page_stride + 7 * problem.view().v_token_stride;
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (std::int64_t h = 0; h < 2; ++h)
+    std::memcpy(v + last + h * problem.view().v_head_stride, &infinity, sizeof(float));
+  for (const char* target : runnable_targets()) {
+    const auto got = problem.run(target);
+    ASSERT_TRUE(got.has_value());
+    const std::size_t row_bytes = got->out_bytes.size() / 8;
+    EXPECT_TRUE(std::isinf(got->out[7 * 2 * 32])) << target;
+    for (std::size_t i = 0; i < 7 * row_bytes / sizeof(float); ++i)
+      ASSERT_TRUE(std::isfinite(got->out[i])) << target << " " << i;
+  }
+}
+
+}  // namespace
+}  // namespace pagedkv::testing

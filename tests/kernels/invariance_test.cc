@@ -1,0 +1,64 @@
+// Results are bitwise the same for any number of threads, any batch, any placement and size of pages.
+#include <gtest/gtest.h>
+
+#include "kernels/problem.h"
+
+namespace pagedkv::testing {
+namespace {
+
+ProblemShape batch_of(std::vector<SequenceShape> sequences) {
+  ProblemShape shape;
+  shape.config = {.num_q_heads = 8, .num_kv_heads = 2, .head_dim = 64};
+  shape.sequences = std::move(sequences);
+  return shape;
+}
+
+class Invariance : public ::testing::TestWithParam<DType> {
+ protected:
+  static ProblemShape make(std::vector<SequenceShape> sequences) {
+    ProblemShape shape = batch_of(std::move(sequences));
+    shape.config.kv_dtype = GetParam();
+    return shape;
+  }
+};
+
+TEST_P(Invariance, ToThreads) {
+  const Problem problem(make({{5000, 1}, {100, 1}, {300, 200}, {1200, 3}, {17, 17}}));
+  for (const char* target : runnable_targets()) {
+    const auto one = problem.run(target, 1);
+    ASSERT_TRUE(one.has_value());
+    for (const int threads : {2, 3, 7}) EXPECT_TRUE(*problem.run(target, threads) == *one) << target << " " << threads;
+  }
+}
+
+TEST_P(Invariance, ToPlacementAndSizeOfPages) {
+  ProblemShape shape = make({{2500, 1}, {100, 1}, {300, 200}, {77, 5}});
+  for (const char* target : runnable_targets()) {
+    shape.config.page_size = 16;
+    shape.page_order = 0;
+    const Outputs want = *Problem(shape).run(target);
+    for (const std::uint32_t page_size : {1U, 7U, 16U, 64U, 256U}) {
+      shape.config.page_size = page_size;
+      shape.page_order = page_size + 3;
+      EXPECT_TRUE(*Problem(shape).run(target) == want) << target << " " << page_size;
+    }
+  }
+}
+
+TEST_P(Invariance, ToTheRestOfTheBatch) {
+  // The first sequence draws its numbers first, so it is the same in every batch.
+  for (const SequenceShape first : {SequenceShape{2500, 1}, {300, 200}, {40, 5}}) {
+    const Problem alone(make({first})), crowded(make({first, {100, 1}, {3000, 1}, {64, 64}, {7, 7}}));
+    for (const char* target : runnable_targets()) {
+      const Outputs want = *alone.run(target), got = *crowded.run(target);
+      EXPECT_TRUE(std::equal(want.out_bytes.begin(), want.out_bytes.end(), got.out_bytes.begin())) << target;
+      EXPECT_TRUE(std::equal(want.lse_bits.begin(), want.lse_bits.end(), got.lse_bits.begin())) << target;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, Invariance, ::testing::Values(DType::f32, DType::f16, DType::bf16),
+                         [](const auto& format) { return to_string(format.param); });
+
+}  // namespace
+}  // namespace pagedkv::testing
