@@ -1,0 +1,159 @@
+// oneDNN matrix products, cut into fixed tiles of columns and rows that oneTBB spreads over the cores.
+#include "model/linear.h"
+
+#include <omp.h>
+#include <tbb/blocked_range.h>
+#include <tbb/enumerable_thread_specific.h>
+#include <tbb/parallel_for.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <mutex>
+#include <oneapi/dnnl/dnnl.hpp>
+
+namespace serving {
+namespace {
+
+using dnnl::memory;
+
+// Columns of one task: wide enough for a packed panel to pay, narrow enough to feed a few cores from one matrix.
+constexpr std::size_t kTileColumns = 256;
+constexpr std::size_t kBf16TileRows = 16;
+// Row counts that get a kernel of their own, so that a changing batch does not generate one a step.
+constexpr std::array<std::size_t, 14> kRowCounts = {1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 32, 48, kMaxTileRows};
+// Below this many multiplications a product runs on the caller's thread: a task costs a few microseconds.
+constexpr std::size_t kSerialMultiplications = 1U << 18;
+
+const dnnl::engine& engine() {
+  static const dnnl::engine the_engine(dnnl::engine::kind::cpu, 0);
+  return the_engine;
+}
+
+// What each thread needs to run a product. oneDNN's own threads stay off: two runtimes would fight for the cores.
+struct Worker {
+  dnnl::stream stream{engine()};
+  std::vector<std::byte> scratchpad;
+};
+Worker& worker() {
+  static tbb::enumerable_thread_specific<Worker> workers;
+  return workers.local();
+}
+
+std::uint16_t to_bf16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);  // To nearest, ties to even.
+}
+
+memory::desc row_major(std::size_t rows, std::size_t cols, memory::data_type type, std::size_t stride) {
+  return {{static_cast<memory::dim>(rows), static_cast<memory::dim>(cols)},
+          type,
+          memory::dims{static_cast<memory::dim>(stride), 1}};
+}
+
+}  // namespace
+
+struct Linear::Impl {
+  struct Kernel {
+    dnnl::matmul::primitive_desc desc;
+    dnnl::matmul primitive;
+  };
+  struct Tile {
+    std::size_t first_column = 0, columns = 0;
+    memory weights;  // Packed as oneDNN likes it.
+    mutable std::array<std::once_flag, kRowCounts.size()> made;
+    mutable std::array<Kernel, kRowCounts.size()> kernels;
+  };
+
+  std::size_t out_dim, in_dim;
+  memory::data_type type;
+  std::vector<std::unique_ptr<Tile>> tiles;
+
+  Kernel make_kernel(std::size_t rows, std::size_t columns, const memory::desc& weights) const {
+    dnnl::primitive_attr attr;
+    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    const dnnl::matmul::desc desc(row_major(rows, in_dim, type, in_dim), weights,
+                                  row_major(rows, columns, memory::data_type::f32, out_dim));
+    dnnl::matmul::primitive_desc primitive_desc(desc, attr, engine());
+    return {primitive_desc, dnnl::matmul(primitive_desc)};
+  }
+
+  void add_tile(std::span<const float> weights, std::size_t first, std::size_t columns) {
+    auto tile = std::make_unique<Tile>();
+    tile->first_column = first;
+    tile->columns = columns;
+    const memory::dims shape = {static_cast<memory::dim>(in_dim), static_cast<memory::dim>(columns)};
+    const Kernel chooser = make_kernel(type == memory::data_type::bf16 ? kBf16TileRows : kMaxTileRows, columns,
+                                       memory::desc(shape, type, memory::format_tag::any));
+    tile->weights = memory(chooser.desc.weights_desc(), engine());
+    // [columns][in_dim] row-major is [in_dim][columns] with tag `ba`. oneDNN takes no pointer to const.
+    memory plain(memory::desc(shape, memory::data_type::f32, memory::format_tag::ba), engine(),
+                 const_cast<float*>(weights.data() + first * in_dim));
+    dnnl::reorder(plain, tile->weights).execute(worker().stream, plain, tile->weights);
+    worker().stream.wait();
+    tiles.push_back(std::move(tile));
+  }
+
+  // One tile of the product: `rows` (at most kMaxTileRows) rows from x, into y.
+  void run(const Tile& tile, const void* x, std::size_t rows, float* y) const {
+    const auto slot =
+        static_cast<std::size_t>(std::lower_bound(kRowCounts.begin(), kRowCounts.end(), rows) - kRowCounts.begin());
+    std::call_once(tile.made[slot],
+                   [&] { tile.kernels[slot] = make_kernel(kRowCounts[slot], tile.columns, tile.weights.get_desc()); });
+    const Kernel& kernel = tile.kernels[slot];
+    Worker& self = worker();
+    self.scratchpad.resize(std::max(self.scratchpad.size(), kernel.desc.scratchpad_desc().get_size()));
+    const memory src(kernel.desc.src_desc(), engine(), const_cast<void*>(x));
+    const memory dst(kernel.desc.dst_desc(), engine(), y + tile.first_column);
+    const memory scratch(kernel.desc.scratchpad_desc(), engine(), self.scratchpad.data());
+    omp_set_num_threads(1);
+    kernel.primitive.execute(
+        self.stream,
+        {{DNNL_ARG_SRC, src}, {DNNL_ARG_WEIGHTS, tile.weights}, {DNNL_ARG_DST, dst}, {DNNL_ARG_SCRATCHPAD, scratch}});
+    self.stream.wait();
+  }
+};
+
+Linear::Linear(std::span<const float> weights, std::size_t out_dim, std::size_t in_dim, WeightType type)
+    : impl_(std::make_unique<Impl>()) {
+  omp_set_num_threads(1);
+  impl_->out_dim = out_dim;
+  impl_->in_dim = in_dim;
+  impl_->type = type == WeightType::kF32 ? memory::data_type::f32 : memory::data_type::bf16;
+  for (std::size_t first = 0; first < out_dim; first += kTileColumns) {
+    impl_->add_tile(weights, first, std::min(kTileColumns, out_dim - first));
+  }
+}
+
+Linear::Linear(Linear&&) noexcept = default;
+Linear& Linear::operator=(Linear&&) noexcept = default;
+Linear::~Linear() = default;
+std::size_t Linear::in_dim() const noexcept { return impl_->in_dim; }
+std::size_t Linear::out_dim() const noexcept { return impl_->out_dim; }
+
+void Linear::multiply(const float* x, std::size_t rows, float* y) const {
+  const bool is_bf16 = impl_->type == memory::data_type::bf16;
+  const std::size_t tile_rows = is_bf16 ? kBf16TileRows : kMaxTileRows;
+  std::vector<std::uint16_t> narrow;
+  if (is_bf16) {
+    const std::size_t whole = (rows + tile_rows - 1) / tile_rows * tile_rows;
+    narrow.resize(whole * impl_->in_dim);  // Rows of padding are zero.
+    std::transform(x, x + rows * impl_->in_dim, narrow.begin(), to_bf16);
+  }
+  const std::size_t row_tiles = (rows + tile_rows - 1) / tile_rows;
+  const std::size_t tasks = row_tiles * impl_->tiles.size();
+  const auto run_task = [&](std::size_t task) {
+    const std::size_t first_row = task % row_tiles * tile_rows;
+    const void* source = is_bf16 ? static_cast<const void*>(narrow.data() + first_row * impl_->in_dim)
+                                 : static_cast<const void*>(x + first_row * impl_->in_dim);
+    const std::size_t count = is_bf16 ? tile_rows : std::min(tile_rows, rows - first_row);
+    impl_->run(*impl_->tiles[task / row_tiles], source, count, y + first_row * impl_->out_dim);
+  };
+  if (tasks == 1 || rows * impl_->in_dim * impl_->out_dim < kSerialMultiplications) {
+    for (std::size_t task = 0; task < tasks; ++task) run_task(task);
+  } else {
+    tbb::parallel_for(std::size_t{0}, tasks, run_task);
+  }
+}
+
+}  // namespace serving
