@@ -62,6 +62,7 @@ Result<std::shared_ptr<PagePool::Impl>> PagePool::Impl::create(const PagePoolOpt
   impl->capacity_pages_.store(options.capacity_pages, std::memory_order_relaxed);
   impl->watermark_pages_ = options.watermark_pages;
   impl->metadata_bytes_ = metadata_bytes + sizeof(Impl);
+  impl->os_ = &os;
   impl->data_ = std::move(*data);
   impl->metadata_ = std::move(*metadata);
   return impl;

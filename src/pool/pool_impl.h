@@ -77,11 +77,15 @@ struct PagePool::Impl {
     return capacity_pages_.load(std::memory_order_relaxed);
   }
 
+  [[nodiscard]] memory::OsMemory& os() const noexcept { return *os_; }
+
   // For the room that publishes pages. ------------------------------------------------------------------------------
   [[nodiscard]] SpinLock& lock() noexcept { return lock_; }
   /// Installs the hook, once, before anything is published; null removes it when nothing is published any more.
   void set_published_pages_locked(pool::PublishedPages* hook) noexcept { hook_ = hook; }
   [[nodiscard]] bool has_published_pages_locked() const noexcept { return hook_ != nullptr; }
+  /// Ids that were ever handed out are below this.
+  [[nodiscard]] std::uint64_t num_touched_locked() const noexcept { return num_touched_; }
   /// Marks a used page as published.
   void publish_locked(PageId id) noexcept;
   /// Undoes `publish_locked`; an evictable page becomes free (the hook has forgotten it already).
@@ -135,6 +139,7 @@ struct PagePool::Impl {
 
   std::atomic<std::uint64_t> capacity_pages_{0};
   std::uint64_t page_bytes_ = 0, reserved_pages_ = 0, watermark_pages_ = 0, metadata_bytes_ = 0;
+  memory::OsMemory* os_ = nullptr;
   memory::ReservedRange data_;
   memory::ReservedRange metadata_;
 };

@@ -24,6 +24,7 @@
 #include "pagedkv/result.h"
 #include "pagedkv/sequence.h"
 #include "pagedkv/types.h"
+#include "pool/prefix_chain.h"
 
 namespace pagedkv {
 
@@ -65,6 +66,7 @@ struct Sequence::Control {
   std::uint64_t num_new_tokens = 0;                               ///< In a step: reserved on top.
   std::uint64_t cached_tokens = 0;                                ///< Found in the prefix cache by open.
   std::vector<Token> token_ids;      ///< Of tokens 0 .. as far as known; may go beyond num_tokens (a prompt).
+  PrefixChain chain;                 ///< How far it is published; moved by cache/.
   std::uint64_t num_ids_before = 0;  ///< In a step: ids known before the reservation.
 
   /// Page table of a layer group; in a step it holds the reserved pages.

@@ -69,6 +69,7 @@ Result<void> Sequence::truncate(std::uint64_t num_tokens) noexcept {
   }
   control.num_tokens = num_tokens;
   control.cached_tokens = std::min(control.cached_tokens, num_tokens);
+  if (num_tokens < control.chain.num_pages * store.page_size) control.chain.restart();
   if (control.token_ids.size() > num_tokens) control.token_ids.resize(num_tokens);
   return {};
 }
@@ -102,6 +103,7 @@ Result<Sequence> Sequence::fork() noexcept {
   }
   child.num_tokens = parent.num_tokens;
   child.cached_tokens = parent.cached_tokens;
+  child.chain = parent.chain;
   return Sequence(&child);
 }
 

@@ -1,0 +1,136 @@
+// Finding the longest published prefix of a prompt.
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+
+#include "core/check.h"
+#include "prefix/batch.h"
+#include "prefix/prefix_index.h"
+
+namespace pagedkv::prefix {
+
+namespace {
+// Continuations of one page that are compared for a partial match: the most recently published.
+constexpr int kMaxSiblings = 32;
+}  // namespace
+
+void PrefixIndex::hash_batch(std::uint64_t seed, const Token* tokens, std::uint64_t num_pages,
+                             Batch& batch) const noexcept {
+  batch.tokens = tokens;
+  batch.num_pages = std::min(num_pages, Batch::kMaxPages);
+  for (std::uint64_t i = 0; i < batch.num_pages; ++i) {
+    seed = hash_(tokens + i * page_size_, page_size_, seed);
+    batch.hashes[i] = seed;
+  }
+}
+
+// A lookup is a chain of cache misses: bucket, entry, tokens. The hashes are known, so that all can be in flight.
+void PrefixIndex::prefetch_locked(const Batch& batch) const noexcept {
+  for (std::uint64_t i = 0; i < batch.num_pages; ++i) {
+    __builtin_prefetch(&buckets_[static_cast<std::int64_t>(batch.hashes[i] & bucket_mask_)]);
+  }
+  for (std::uint64_t i = 0; i < batch.num_pages; ++i) {
+    const std::int32_t first = buckets_[static_cast<std::int64_t>(batch.hashes[i] & bucket_mask_)];
+    if (first == 0) continue;
+    __builtin_prefetch(&entries_[first - 1]);
+    __builtin_prefetch(tokens_of(PageId{first - 1}));
+  }
+}
+
+// The page that holds `tokens` behind `parent`: the parent is exact, so that by induction the whole prefix is.
+PageId PrefixIndex::find_locked(const Namespace& name_space, PageId parent, std::uint64_t hash,
+                                const Token* tokens) const noexcept {
+  std::int32_t at = buckets_[static_cast<std::int64_t>(hash & bucket_mask_)] - 1;
+  while (at >= 0) {
+    const Entry& candidate = entries_[at];
+    if (candidate.hash == hash && candidate.parent == to_index(parent) && candidate.name_space == &name_space &&
+        std::memcmp(tokens_of(PageId{at}), tokens, page_size_ * sizeof(Token)) == 0) {
+      return PageId{at};
+    }
+    at = candidate.next_in_bucket;
+  }
+  return kNullPage;
+}
+
+Match PrefixIndex::match(PrefixChain& chain, std::span<const Token> tokens, std::span<PageId> pages,
+                         std::span<const RetentionRange> retention) noexcept {
+  Match match;
+  if (chain.name_space == nullptr) return match;
+  match.num_pages = walk(chain, tokens, pages, retention);
+  const std::uint64_t num_matched = match.num_pages * page_size_;
+  const std::scoped_lock guard(pool_->lock());
+  find_partial_locked(chain, tokens.subspan(num_matched), match);
+  ++stats_.lookups;
+  stats_.lookup_tokens += tokens.size();
+  stats_.hit_tokens += num_matched + match.partial_tokens;
+  return match;
+}
+
+void PrefixIndex::unhit(std::uint64_t num_tokens) noexcept {
+  const std::scoped_lock guard(pool_->lock());
+  stats_.hit_tokens -= num_tokens;
+}
+
+// Follows full pages as far as they are published, and retains them.
+std::uint64_t PrefixIndex::walk(PrefixChain& chain, std::span<const Token> tokens, std::span<PageId> pages,
+                                std::span<const RetentionRange> retention) noexcept {
+  PAGEDKV_ASSERT(chain.num_pages == 0 && pages.size() >= tokens.size() / page_size_);
+  chain.hash = chain.name_space->seed;
+  const std::uint64_t num_full = tokens.size() / page_size_;
+  Batch batch;
+  std::uint64_t num_found = 0;
+  std::uint64_t seed = chain.hash;
+  while (num_found < num_full) {
+    hash_batch(seed, tokens.data() + num_found * page_size_, num_full - num_found, batch);
+    seed = batch.hashes[batch.num_pages - 1];
+    std::uint64_t num_matched = 0;
+    {
+      const std::scoped_lock guard(pool_->lock());
+      prefetch_locked(batch);
+      num_matched = match_batch_locked(chain, batch, pages.subspan(num_found), retention);
+    }
+    num_found += num_matched;
+    if (num_matched < batch.num_pages) break;
+  }
+  return num_found;
+}
+
+std::uint64_t PrefixIndex::match_batch_locked(PrefixChain& chain, const Batch& batch, std::span<PageId> pages,
+                                              std::span<const RetentionRange> retention) noexcept {
+  for (std::uint64_t i = 0; i < batch.num_pages; ++i) {
+    const PageId page = find_locked(*chain.name_space, chain.last, batch.hashes[i], batch.tokens + i * page_size_);
+    if (page == kNullPage || !pool_->retain_locked(page)) return i;
+    order_.policy().on_hit(page);
+    if (!retention.empty()) apply_retention_locked(page, chain.num_pages, retention);
+    pages[i] = page;
+    chain.last = page;
+    chain.hash = batch.hashes[i];
+    ++chain.num_pages;
+  }
+  return batch.num_pages;
+}
+
+// Among the pages that continue the match, the one that shares the most tokens with the rest.
+void PrefixIndex::find_partial_locked(const PrefixChain& chain, std::span<const Token> rest, Match& match) noexcept {
+  const std::size_t limit = std::min<std::size_t>(rest.size(), page_size_ - 1);
+  if (limit == 0) return;
+  if (chain.last != kNullPage && !pool_->is_published_locked(chain.last)) return;  // cleared meanwhile
+  PageId best = kNullPage;
+  std::size_t best_count = 0;
+  std::int32_t at = first_child(*chain.name_space, to_index(chain.last));
+  for (int i = 0; i < kMaxSiblings && at >= 0; ++i, at = entries_[at].next_sibling) {
+    const Token* const known = tokens_of(PageId{at});
+    const auto differs = std::mismatch(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(limit), known);
+    const auto count = static_cast<std::size_t>(differs.first - rest.begin());
+    if (count > best_count) {
+      best = PageId{at};
+      best_count = count;
+    }
+  }
+  if (best == kNullPage || !pool_->retain_locked(best)) return;
+  order_.policy().on_hit(best);
+  match.partial = best;
+  match.partial_tokens = static_cast<std::uint32_t>(best_count);
+}
+
+}  // namespace pagedkv::prefix

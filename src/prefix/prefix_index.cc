@@ -1,0 +1,223 @@
+// The prefix index as a whole: creation, pins, clearing, eviction.
+#include "prefix/prefix_index.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <new>
+#include <utility>
+
+#include "core/check.h"
+
+namespace pagedkv::prefix {
+
+namespace {
+
+std::uint64_t hash_tokens(const Token* tokens, std::size_t count, std::uint64_t seed) noexcept {
+  return XXH3_64bits_withSeed(tokens, count * sizeof(Token), seed);
+}
+
+std::uint64_t steady_now_ms() noexcept {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
+}
+
+}  // namespace
+
+PrefixIndex::PrefixIndex(std::shared_ptr<PagePool::Impl> pool, std::uint32_t page_size,
+                         const PrefixCacheOptions& options)
+    : pool_(std::move(pool)), page_size_(page_size), hash_(options.hash != nullptr ? options.hash : &hash_tokens) {}
+
+Result<std::unique_ptr<PrefixIndex>> PrefixIndex::create(std::shared_ptr<PagePool::Impl> pool, std::uint32_t page_size,
+                                                         const PrefixCacheOptions& options) noexcept {
+  if (page_size < 1 || page_size > 256) return Error{Errc::kInvalidArgument, "page_size is not in 1..256"};
+  if (options.event_capacity > kMaxEvents) return Error{Errc::kInvalidArgument, "event_capacity exceeds 2^24"};
+  try {
+    std::unique_ptr<PrefixIndex> index(new PrefixIndex(std::move(pool), page_size, options));
+    index->events_.allocate(options.event_capacity, page_size);
+    Result<void> done = index->allocate(options);
+    if (!done) return done.error();
+    const std::scoped_lock guard(index->pool_->lock());
+    if (index->pool_->has_published_pages_locked()) {
+      return Error{Errc::kBusy, "the pool serves another prefix cache"};
+    }
+    index->pool_->set_published_pages_locked(index.get());
+    index->is_installed_ = true;
+    return index;
+  } catch (const std::bad_alloc&) {
+    return Error{Errc::kOutOfMemory, "no memory for the prefix cache"};
+  }
+}
+
+Result<void> PrefixIndex::allocate(const PrefixCacheOptions& options) noexcept {
+  const std::uint64_t num_pages = pool_->reserved_pages();
+  const std::uint64_t num_buckets = std::bit_ceil(num_pages);
+  auto buckets = memory::PageArray<std::int32_t>::create(pool_->os(), num_buckets);
+  if (!buckets) return buckets.error();
+  auto entries = memory::PageArray<Entry>::create(pool_->os(), num_pages);
+  if (!entries) return entries.error();
+  auto tokens = memory::PageArray<Token>::create(pool_->os(), num_pages * page_size_);
+  if (!tokens) return tokens.error();
+  buckets_ = std::move(*buckets);
+  bucket_mask_ = num_buckets - 1;
+  entries_ = std::move(*entries);
+  tokens_ = std::move(*tokens);
+
+  std::shared_ptr<EvictionPolicy> policy = options.policy;
+  if (policy == nullptr) {
+    auto lru = make_lru_policy();
+    if (!lru) return lru.error();
+    policy = std::move(*lru);
+  }
+  Result<void> attached = policy->attach(num_pages);
+  if (!attached) return attached;
+  order_.attach(std::move(policy), entries_, options.now_ms != nullptr ? options.now_ms : &steady_now_ms);
+  stats_.metadata_bytes = buckets_.num_bytes() + entries_.num_bytes() + tokens_.num_bytes() + events_.num_bytes();
+  return {};
+}
+
+PrefixIndex::~PrefixIndex() {
+  if (!is_installed_) return;
+  for (const auto& [id, pages] : pins_) {
+    [[maybe_unused]] const Result<void> released = pool_->release(pages);
+    PAGEDKV_ASSERT(released.has_value());
+  }
+  const std::scoped_lock guard(pool_->lock());
+  clear_locked();
+  pool_->set_published_pages_locked(nullptr);
+}
+
+Result<std::shared_ptr<Namespace>> PrefixIndex::acquire(std::string_view cache_salt,
+                                                        std::string_view extra_key) noexcept {
+  return namespaces_.acquire(cache_salt, extra_key);
+}
+
+Result<void> PrefixIndex::check(std::span<const RetentionRange> retention) noexcept {
+  for (const RetentionRange& range : retention) {
+    if (range.priority > kMaxRetentionPriority)
+      return Error{Errc::kInvalidArgument, "a retention priority exceeds 100"};
+    if (range.begin_token >= range.end_token) return Error{Errc::kInvalidArgument, "a retention range is empty"};
+  }
+  return {};
+}
+
+// Pins ----------------------------------------------------------------------------------------------------------------
+
+Result<PinId> PrefixIndex::pin(const std::shared_ptr<Namespace>& name_space, std::span<const Token> tokens) noexcept {
+  std::vector<PageId> pages;
+  const std::scoped_lock pins_guard(pins_mutex_);
+  const std::uint64_t id = next_pin_;
+  try {
+    pages.resize(tokens.size() / page_size_);
+    pins_.reserve(pins_.size() + 1);
+    PrefixChain chain{.name_space = name_space, .num_pages = 0, .last = kNullPage, .hash = 0};
+    const std::uint64_t num_found = walk(chain, tokens, pages, {});
+    if (num_found == 0) return Error{Errc::kNotFound, "no page of this prefix is published"};
+    pages.resize(num_found);
+    {
+      const std::scoped_lock guard(pool_->lock());
+      for (const PageId page : pages) stats_.pinned_pages += entry(page).num_pins++ == 0 ? 1U : 0U;
+    }
+    std::reverse(pages.begin(), pages.end());  // released tail first
+    pins_.emplace(id, pages);                  // a copy, so that the pages can be let go if it fails
+  } catch (const std::bad_alloc&) {
+    if (!pages.empty()) unpin_pages(pages);
+    return Error{Errc::kOutOfMemory, "no memory for a pin"};
+  }
+  ++next_pin_;
+  return PinId{id};
+}
+
+Result<void> PrefixIndex::unpin(PinId pin) noexcept {
+  const std::scoped_lock pins_guard(pins_mutex_);
+  const auto known = pins_.find(static_cast<std::uint64_t>(pin));
+  if (known == pins_.end()) return Error{Errc::kNotFound, "nothing is pinned under this id"};
+  unpin_pages(known->second);
+  pins_.erase(known);
+  return {};
+}
+
+void PrefixIndex::unpin_pages(std::span<const PageId> pages) noexcept {
+  const std::scoped_lock guard(pool_->lock());
+  for (const PageId page : pages) {
+    stats_.pinned_pages -= --entry(page).num_pins == 0 ? 1U : 0U;
+    pool_->release_locked(page);
+  }
+}
+
+// Eviction ------------------------------------------------------------------------------------------------------------
+
+void PrefixIndex::on_unreferenced(PageId page) noexcept { order_.insert(entry(page)); }
+void PrefixIndex::on_referenced(PageId page) noexcept { order_.withdraw(entry(page)); }
+
+PageId PrefixIndex::take_victim() noexcept {
+  for (;;) {
+    Entry* chosen = order_.choose();
+    if (chosen == nullptr) {
+      // Every evictable page is continued by pages in use, as windows leave them: those cannot be found any more then.
+      chosen = order_.any_parked();
+      PAGEDKV_ASSERT(chosen != nullptr);
+      drop_children_locked(PageId{chosen->page});
+      continue;
+    }
+    if (chosen->first_child >= 0) {
+      order_.park(*chosen);
+      continue;
+    }
+    remove_locked(PageId{chosen->page});
+    return PageId{chosen->page};
+  }
+}
+
+// Unpublishes all that continues a page, leaves first.
+void PrefixIndex::drop_children_locked(PageId page) noexcept {
+  PageId at = page;
+  for (;;) {
+    if (entry(at).first_child >= 0) {
+      at = PageId{entry(at).first_child};
+      continue;
+    }
+    if (at == page) return;
+    const PageId parent{entry(at).parent};
+    order_.withdraw(entry(at));
+    remove_locked(at);
+    pool_->unpublish_locked(at);
+    at = parent;
+  }
+}
+
+void PrefixIndex::clear() noexcept {
+  const std::scoped_lock guard(pool_->lock());
+  clear_locked();
+  events_.push(CacheEventKind::kCleared, kNullPage, 0, 0, nullptr);
+}
+
+void PrefixIndex::clear_locked() noexcept {
+  const auto num_touched = static_cast<std::int32_t>(pool_->num_touched_locked());
+  for (std::int32_t i = 0; i < num_touched && stats_.published_pages > 0; ++i) {
+    const PageId page{i};
+    if (!pool_->is_published_locked(page)) continue;
+    order_.withdraw(entry(page));
+    // All links go under one hold of the lock, so that their order does not matter.
+    buckets_[static_cast<std::int64_t>(entry(page).hash & bucket_mask_)] = 0;
+    entry(page).name_space->first_child = -1;
+    entry(page).name_space->num_pages.fetch_sub(1, std::memory_order_release);  // it may be forgotten after the last
+    pool_->unpublish_locked(page);
+    --stats_.published_pages;
+  }
+}
+
+PrefixStats PrefixIndex::stats() noexcept {
+  PrefixStats stats;
+  {
+    const std::scoped_lock guard(pool_->lock());
+    stats = stats_;
+  }
+  stats.namespaces = namespaces_.count();
+  stats.lost_events = events_.num_lost();
+  return stats;
+}
+
+}  // namespace pagedkv::prefix

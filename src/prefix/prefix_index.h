@@ -1,0 +1,165 @@
+// The exact prefix index: finds pages by namespace and tokens, publishes them, and decides which are taken first.
+//
+// How cache/ calls it:
+//
+//   create   once over the pool; it must outlive every use of the pool by the cache (destroy it before the pool).
+//   open     chain.name_space = acquire(key);  match(chain, all tokens but the last, table)  retains the pages that it
+//            writes to `table`: they are the beginning of the sequence's page table, num_tokens = num_pages *
+//            page_size. If `partial` is a page: allocate a page, copy the first partial_tokens tokens of `partial` to
+//            it, append it to the table, num_tokens += partial_tokens; then release `partial` in any case. Call `unhit`
+//            if the copy could not be had.
+//   commit   after sequence::commit: publish(chain, held tokens, page table). It may replace entries of the table by
+//            pages that hold the same tokens, and has then exchanged the references.
+//   fork     copies the chain (sequence/ does).   truncate restarts it (sequence/ does).
+//   close    nothing: dropping the chain drops the namespace; releasing pages (tail first) makes them evictable.
+//
+// Entries form a tree: the parent of a page is the page that holds the tokens before it. A page is only taken when it
+// is a leaf, so that everything that can be found can be reached from its beginning, and parent page ids are exact
+// keys.
+//
+// All state lives under the pool's lock, but for namespaces and pins, which have a mutex of their own, taken first.
+#pragma once
+
+#include <array>
+#include <boost/intrusive/list.hpp>
+#include <boost/intrusive/set.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "memory/page_array.h"
+#include "pagedkv/page_pool.h"
+#include "pagedkv/prefix_cache.h"
+#include "pool/pool_impl.h"
+#include "pool/prefix_chain.h"
+#include "prefix/entry.h"
+#include "prefix/event_ring.h"
+#include "prefix/eviction_order.h"
+#include "prefix/namespaces.h"
+
+namespace pagedkv::prefix {
+
+/// What `match` found. All pages are retained for the caller.
+struct Match {
+  std::uint64_t num_pages = 0;       ///< Full pages, written to the caller's table.
+  PageId partial = kNullPage;        ///< A page whose first tokens continue the match, or kNullPage.
+  std::uint32_t partial_tokens = 0;  ///< How many; below page_size.
+};
+
+inline constexpr std::uint64_t kMaxEvents = std::uint64_t{1} << 24;
+
+/// Thread-safe.
+class PrefixIndex final : public pool::PublishedPages {
+ public:
+  /// Errors: kInvalidArgument (page_size), kBusy (the pool has an index already), kOutOfMemory, kOsError
+  static Result<std::unique_ptr<PrefixIndex>> create(std::shared_ptr<PagePool::Impl> pool, std::uint32_t page_size,
+                                                     const PrefixCacheOptions& options) noexcept;
+  /// Unpublishes everything and leaves the pool.
+  ~PrefixIndex() override;
+
+  /// The namespace of a salt and an extra key, each compared byte for byte.
+  ///
+  /// Errors: kInvalidArgument (longer than kMaxCacheKeyBytes), kOutOfMemory
+  Result<std::shared_ptr<Namespace>> acquire(std::string_view cache_salt, std::string_view extra_key) noexcept;
+
+  /// Finds the longest published prefix of `tokens` in the chain's namespace and retains its pages.
+  ///
+  /// Shape:  pages [tokens.size() / page_size] or more; chain fresh from `acquire`
+  /// Result: the chain stands at the last full page
+  /// Cost:   below 10 ns a token at page 16. Allocates nothing. Holds the pool's lock for at most 64 pages at a time.
+  Match match(PrefixChain& chain, std::span<const Token> tokens, std::span<PageId> pages,
+              std::span<const RetentionRange> retention = {}) noexcept;
+  /// Takes `partial_tokens` of a match out of the counts, for callers that could not copy them.
+  void unhit(std::uint64_t num_tokens) noexcept;
+
+  /// Publishes the full pages of a table behind where the chain stands. Pages that hold the same tokens as published
+  /// ones are replaced by them in `pages`; the caller's references go along.
+  ///
+  /// Shape:  tokens: those held, from the first; pages [tokens.size() / page_size] or more
+  /// Result: number of pages replaced
+  /// Cost:   as `match`
+  std::uint64_t publish(PrefixChain& chain, std::span<const Token> tokens, std::span<PageId> pages,
+                        std::span<const RetentionRange> retention = {}) noexcept;
+
+  /// Keeps the published prefix of `tokens` (full pages) from eviction until it is unpinned.
+  ///
+  /// Errors: kNotFound (nothing of it is published), kOutOfMemory
+  Result<PinId> pin(const std::shared_ptr<Namespace>& name_space, std::span<const Token> tokens) noexcept;
+  /// Errors: kNotFound  no such pin; nothing changed
+  Result<void> unpin(PinId pin) noexcept;
+
+  /// Makes everything unfindable. Pages in use stay in use.
+  void clear() noexcept;
+  /// Passes queued events to `callback`, oldest first; returns how many.
+  std::uint64_t poll_events(CacheEventCallback callback, void* user) noexcept { return events_.poll(callback, user); }
+  [[nodiscard]] PrefixStats stats() noexcept;
+
+  /// Checks ranges that a caller gave. Errors: kInvalidArgument
+  static Result<void> check(std::span<const RetentionRange> retention) noexcept;
+
+  // pool::PublishedPages, under the pool's lock.
+  void on_unreferenced(PageId page) noexcept override;
+  void on_referenced(PageId page) noexcept override;
+  PageId take_victim() noexcept override;
+
+ private:
+  struct Batch;
+  PrefixIndex(std::shared_ptr<PagePool::Impl> pool, std::uint32_t page_size, const PrefixCacheOptions& options);
+  Result<void> allocate(const PrefixCacheOptions& options) noexcept;
+
+  void hash_batch(std::uint64_t seed, const Token* tokens, std::uint64_t num_pages, Batch& batch) const noexcept;
+  void prefetch_locked(const Batch& batch) const noexcept;
+  [[nodiscard]] PageId find_locked(const Namespace& name_space, PageId parent, std::uint64_t hash,
+                                   const Token* tokens) const noexcept;
+  std::uint64_t walk(PrefixChain& chain, std::span<const Token> tokens, std::span<PageId> pages,
+                     std::span<const RetentionRange> retention) noexcept;
+  std::uint64_t match_batch_locked(PrefixChain& chain, const Batch& batch, std::span<PageId> pages,
+                                   std::span<const RetentionRange> retention) noexcept;
+  void find_partial_locked(const PrefixChain& chain, std::span<const Token> rest, Match& match) noexcept;
+  [[nodiscard]] bool stands_locked(const PrefixChain& chain, std::span<const PageId> pages) const noexcept;
+  std::uint64_t publish_batch_locked(PrefixChain& chain, const Batch& batch, std::span<PageId> pages,
+                                     std::span<const RetentionRange> retention) noexcept;
+  void insert_locked(const PrefixChain& chain, PageId page, std::uint64_t hash, const Token* tokens) noexcept;
+  void remove_locked(PageId page) noexcept;
+  void unpin_pages(std::span<const PageId> pages) noexcept;
+  void drop_children_locked(PageId page) noexcept;
+  void clear_locked() noexcept;
+  void apply_retention_locked(PageId page, std::uint64_t index, std::span<const RetentionRange> retention) noexcept;
+
+  [[nodiscard]] Entry& entry(PageId page) noexcept { return entries_[to_index(page)]; }
+  [[nodiscard]] const Entry& entry(PageId page) const noexcept { return entries_[to_index(page)]; }
+  [[nodiscard]] Token* tokens_of(PageId page) noexcept {
+    return &tokens_[static_cast<std::int64_t>(to_index(page)) * page_size_];
+  }
+  [[nodiscard]] const Token* tokens_of(PageId page) const noexcept {
+    return &tokens_[static_cast<std::int64_t>(to_index(page)) * page_size_];
+  }
+  [[nodiscard]] std::int32_t& first_child(Namespace& name_space, std::int32_t parent) noexcept {
+    return parent < 0 ? name_space.first_child : entries_[parent].first_child;
+  }
+
+  const std::shared_ptr<PagePool::Impl> pool_;
+  const std::uint32_t page_size_;  // tokens
+  std::uint64_t (*const hash_)(const Token*, std::size_t, std::uint64_t) noexcept;
+
+  memory::PageArray<std::int32_t> buckets_;  // [num_buckets] first page + 1 of a hash chain, 0 = none
+  std::uint64_t bucket_mask_ = 0;
+  memory::PageArray<Entry> entries_;  // [num_pages]
+  memory::PageArray<Token> tokens_;   // [num_pages][page_size]
+  EvictionOrder order_;
+  EventRing events_;
+  PrefixStats stats_;  // under the pool's lock
+  bool is_installed_ = false;
+
+  Namespaces namespaces_;
+  std::mutex pins_mutex_;
+  std::unordered_map<std::uint64_t, std::vector<PageId>> pins_;
+  std::uint64_t next_pin_ = 1;
+};
+
+}  // namespace pagedkv::prefix
