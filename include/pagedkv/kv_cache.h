@@ -29,6 +29,12 @@ struct ModelShape {
   DType dtype = DType::bf16;     ///< Format of the pages.
 };
 
+/// Layers that see the same keys, such as the sliding ones of a model that also has full ones.
+struct KvLayerGroup {
+  std::span<const std::uint32_t> layers = {};  ///< Layer numbers; every layer is in one group.
+  std::int32_t window_left = -1;               ///< As AttentionVariant::window_left, for these layers.
+};
+
 struct KvCacheOptions {
   ModelShape shape = {};
   std::uint32_t page_size = 16;      ///< Tokens a page, 1..256.
@@ -36,8 +42,14 @@ struct KvCacheOptions {
   std::uint64_t capacity_pages = 0;
   std::uint64_t watermark_pages = 0;  ///< Pages that `can_admit` keeps in hand for running sequences.
   HugePages huge_pages = HugePages::kTransparent;
-  AttentionVariant attention = {};  ///< What every layer computes. Spans are copied.
-  std::string_view target = {};     ///< Kernel target by name; empty = the active one.
+  /// What every layer computes. Spans are copied. Pages behind `window_left` are released as sequences advance.
+  AttentionVariant attention = {};
+  /// Layers with windows of their own, with `attention.window_left` at -1; empty = all layers alike. Copied.
+  std::span<const KvLayerGroup> layer_groups = {};
+  /// Layers of a group that share a page; groups of more take several page tables. 0 = as many as leave at most a
+  /// twentieth of the places in pages empty (CacheStats::padding_bytes_per_token says what they cost).
+  std::uint32_t layers_per_page = 0;
+  std::string_view target = {};  ///< Kernel target by name; empty = the active one.
 };
 
 /// Options of one sequence.
@@ -59,6 +71,9 @@ struct CacheStats {
   std::uint64_t steps_begun = 0, steps_committed = 0, steps_rolled_back = 0;
   std::uint64_t tokens_committed = 0;
   std::uint64_t copied_pages = 0;  ///< Copies on write.
+  double bytes_per_token = 0;      ///< Of a full page, over all page tables.
+  double padding_bytes_per_token =
+      0;  ///< Of those, behind no row: alignment, and places of layer groups without a layer.
 };
 
 /// A transaction over a batch of sequences: its pages are reserved, all or none; K and V of the new tokens are
@@ -73,14 +88,17 @@ class PAGEDKV_API Step {
   /// Writes K and V of all new tokens of one layer.
   ///
   /// Shape:  k [num_rows][num_kv_heads][head_dim], v [num_rows][num_kv_heads][v_head_dim], any dtype, converted
-  /// Errors: kInvalidArgument (layer or size), kClosed (after commit)
+  /// Errors: kInvalidArgument (layer or size), kClosed (after commit), kOutOfMemory (first call of a step)
+  /// Cost:   as write_kv; the first call of a step also looks up the slots. Allocates nothing later.
   Result<void> write(std::uint32_t layer, ConstTensor k, ConstTensor v) noexcept;
 
   /// Attention of all new tokens over their sequences, as KvCacheOptions::attention says. Write the layer first.
   ///
   /// Shape:  q [num_rows][num_q_heads][head_dim], out [num_rows][num_q_heads][v_head_dim],
   ///         lse [num_rows][num_q_heads] natural logarithm or empty
-  /// Errors: kInvalidArgument (layer or size), kClosed, kCancelled
+  /// Errors: kInvalidArgument (layer or size), kClosed, kCancelled, kOutOfMemory (first call of a step)
+  /// Cost:   as AttentionPlan::run; the first call of a step also makes the plan of all layers. Allocates nothing
+  /// later.
   Result<void> attend(std::uint32_t layer, ConstTensor q, Tensor out, std::span<float> lse = {}) noexcept;
 
   /// Makes all new tokens part of their sequences. The step is over.
@@ -95,8 +113,9 @@ class PAGEDKV_API Step {
   [[nodiscard]] std::size_t num_rows() const noexcept;
   [[nodiscard]] std::size_t num_items() const noexcept;
 
+  Step() noexcept;  ///< A step that is over.
   Step(Step&&) noexcept;
-  Step& operator=(Step&&) noexcept;
+  Step& operator=(Step&&) noexcept;  ///< Rolls the target back first.
   ~Step();
 
   struct Impl;
@@ -133,17 +152,23 @@ class PAGEDKV_API KvCache {
 
   /// What a scheduler asks before it acts. Exact when no other thread allocates in between.
   [[nodiscard]] std::uint64_t pages_available() const noexcept;  ///< Free + evictable.
-  [[nodiscard]] std::uint64_t pages_for_tokens(std::uint64_t num_tokens) const noexcept;
+  /// Pages that a sequence of `num_tokens` holds at most, if no step adds more than `step_tokens` (0 = all at once):
+  /// with windows, prompts in chunks need fewer.
+  [[nodiscard]] std::uint64_t pages_for_tokens(std::uint64_t num_tokens, std::uint64_t step_tokens = 0) const noexcept;
   /// Pages that `begin_step(items)` would take, copies on write included. Errors: as begin_step, but kOutOfPages.
   Result<std::uint64_t> pages_needed(std::span<const StepItem> items) const noexcept;
-  /// Whether a prompt of `prompt_tokens`, and `max_new_tokens` after it, fits now above the watermark.
-  [[nodiscard]] bool can_admit(std::uint64_t prompt_tokens, std::uint64_t max_new_tokens = 0) const noexcept;
+  /// Whether a prompt of `prompt_tokens`, and `max_new_tokens` after it, fits now above the watermark, if no step adds
+  /// more than `step_tokens` (0 = all at once).
+  [[nodiscard]] bool can_admit(std::uint64_t prompt_tokens, std::uint64_t max_new_tokens = 0,
+                               std::uint64_t step_tokens = 0) const noexcept;
 
   [[nodiscard]] CacheStats stats() const noexcept;
   [[nodiscard]] const KvCacheOptions& options() const noexcept;
   [[nodiscard]] std::uint64_t page_bytes() const noexcept;
   /// One layer's pages as a strided view, for kernels of one's own. Errors: kInvalidArgument (layer)
   Result<KvView> view(std::uint32_t layer) const noexcept;
+  /// Which page table of a sequence, as Sequence::pages takes it, is of this layer. Errors: kInvalidArgument (layer)
+  Result<std::size_t> page_table_of(std::uint32_t layer) const noexcept;
   [[nodiscard]] PagePool& pool() noexcept;
 
   /// Gives the memory of free pages back to the OS; returns the bytes given.

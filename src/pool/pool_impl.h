@@ -61,8 +61,11 @@ struct PagePool::Impl {
     return is_valid(id) ? load_state(id) & kRefMask : 0;
   }
   /// Whether the holder of a reference may write the page: nobody else refers to it or can find it. Without a lock:
-  /// only the holder can make a page less writable, others can only drop their references.
-  [[nodiscard]] bool is_exclusive(PageId id) const noexcept { return load_state(id) == 1; }
+  /// only the holder can make a page less writable, others can only drop their references. What they read of the page
+  /// before that has been read: the writes of the holder come after it.
+  [[nodiscard]] bool is_exclusive(PageId id) const noexcept {
+    return std::atomic_ref<std::uint32_t>(states_[to_index(id)]).load(std::memory_order_acquire) == 1;
+  }
   [[nodiscard]] bool is_valid(PageId id) const noexcept {
     return to_index(id) >= 0 && static_cast<std::uint64_t>(to_index(id)) < reserved_pages_;
   }
@@ -115,7 +118,7 @@ struct PagePool::Impl {
   }
   // Written under the lock only; atomic because ref_count() and is_exclusive() read without it.
   void store_state(PageId id, std::uint32_t state) noexcept {
-    std::atomic_ref<std::uint32_t>(states_[to_index(id)]).store(state, std::memory_order_relaxed);
+    std::atomic_ref<std::uint32_t>(states_[to_index(id)]).store(state, std::memory_order_release);
   }
   [[nodiscard]] std::uint64_t free_pages_locked() const noexcept {
     return capacity_pages() - used_pages_ - evictable_pages_;

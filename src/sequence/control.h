@@ -44,7 +44,7 @@ struct PageTable {
 class PageCopier {
  public:
   virtual ~PageCopier() = default;
-  virtual void copy(PageId from, PageId to, std::uint32_t num_tokens) noexcept = 0;
+  virtual void copy(std::byte* to, const std::byte* from, std::uint32_t num_tokens) const noexcept = 0;
 };
 
 /// One sequence of a reservation.

@@ -87,10 +87,12 @@ void make_room(const SequenceStore::Impl& store, const ReserveItem& item) {
 
 void copy_page(SequenceStore::Impl& store, PageId from, PageId to, std::uint32_t num_tokens) noexcept {
   store.copied_pages.fetch_add(1, std::memory_order_relaxed);
+  std::byte* const target = store.pool->page_data(to);
+  const std::byte* const source = store.pool->page_data(from);
   if (store.copier != nullptr) {
-    store.copier->copy(from, to, num_tokens);
+    store.copier->copy(target, source, num_tokens);
   } else {
-    std::memcpy(store.pool->page_data(to), store.pool->page_data(from), store.pool->page_bytes());
+    std::memcpy(target, source, store.pool->page_bytes());
   }
 }
 

@@ -19,9 +19,10 @@ struct SequenceStore::Impl {
       : pool(std::move(page_pool)), page_size(tokens_a_page), groups(std::move(layer_groups)) {}
 
   const std::shared_ptr<PagePool::Impl> pool;
-  const std::uint32_t page_size;           ///< Tokens.
-  const std::vector<LayerGroup> groups;    ///< At least one.
-  sequence::PageCopier* copier = nullptr;  ///< Null: whole pages are copied. Set before the first sequence is opened.
+  const std::uint32_t page_size;         ///< Tokens.
+  const std::vector<LayerGroup> groups;  ///< At least one.
+  /// Null: whole pages are copied. Set before the first sequence is opened; sequences may outlive who set it.
+  std::unique_ptr<const sequence::PageCopier> copier;
   std::atomic<std::uint64_t> open_sequences{0};
   std::atomic<std::uint64_t> copied_pages{0};  ///< Copies on write.
 

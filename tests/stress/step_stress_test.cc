@@ -1,0 +1,116 @@
+// Steps over disjoint sequences from many threads at once, on one pool that is too small for all of them.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "pagedkv/kv_cache.h"
+
+namespace pagedkv {
+namespace {
+
+constexpr std::uint32_t kLayers = 2, kDim = 4, kPageSize = 4;
+constexpr int kThreads = 4, kRounds = 200;
+
+KvCache small_cache(std::uint64_t capacity_pages) {
+  return KvCache::create(
+             {.shape =
+                  {.num_layers = kLayers, .num_q_heads = 2, .num_kv_heads = 1, .head_dim = kDim, .dtype = DType::f32},
+              .page_size = kPageSize,
+              .capacity_pages = capacity_pages})
+      .value();
+}
+
+/// Writes `value` in every element of the step's rows and checks that the attention of equal rows is that value.
+void write_and_attend(Step& step, float value) {
+  const std::vector<float> rows(step.num_rows() * kDim, value), q(step.num_rows() * 2 * kDim, 0.25f);
+  std::vector<float> out(q.size());
+  for (std::uint32_t layer = 0; layer < kLayers; ++layer) {
+    ASSERT_TRUE(step.write(layer, rows, rows));
+    ASSERT_TRUE(step.attend(layer, q, out));
+    for (const float x : out) ASSERT_FLOAT_EQ(x, value);
+  }
+}
+
+// A thread's sequences hold rows of that thread's value alone, so that a row of another thread shows in the output.
+void serve(KvCache& cache, float value, std::atomic<int>& refusals) {
+  Sequence chat = cache.open().value();
+  Sequence branch;
+  for (int round = 0; round < kRounds; ++round) {
+    std::vector<StepItem> items{{&chat, 1 + static_cast<std::uint32_t>(round) % 5, {}}};
+    if (branch.is_open()) items.push_back({&branch, 1, {}});
+    Result<Step> step = cache.begin_step(items);
+    if (!step) {  // out of pages: make room
+      ASSERT_EQ(step.error(), Errc::kOutOfPages);
+      ++refusals;
+      ASSERT_TRUE(branch.close());
+      ASSERT_TRUE(chat.truncate(chat.num_tokens() / 2));
+      continue;
+    }
+    write_and_attend(*step, value);
+    if (round % 7 == 3) continue;  // rolled back
+    ASSERT_TRUE(step->commit());
+    if (round % 11 == 5) {
+      Result<Sequence> forked = chat.fork();
+      ASSERT_TRUE(forked);
+      branch = std::move(*forked);
+    }
+  }
+}
+
+TEST(StepStress, DisjointSequencesStepFromManyThreads) {
+  KvCache cache = small_cache(60);
+  std::atomic<int> refusals{0};
+  {
+    std::vector<std::jthread> threads;
+    for (int t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&cache, &refusals, t] { serve(cache, static_cast<float>(t + 1), refusals); });
+    }
+    for (int i = 0; i < 200; ++i) {  // what a monitor asks meanwhile
+      const CacheStats stats = cache.stats();
+      ASSERT_EQ(stats.pool.used_pages + stats.pool.evictable_pages + stats.pool.free_pages, stats.pool.capacity_pages);
+      ASSERT_LE(cache.pages_available(), 60u);
+      (void)cache.can_admit(10);
+      ASSERT_TRUE(cache.trim());
+    }
+  }
+  const CacheStats stats = cache.stats();
+  EXPECT_GT(refusals.load(), 0) << "the pool was meant to be too small";
+  EXPECT_EQ(stats.pool.used_pages, 0u);
+  EXPECT_EQ(stats.open_sequences, 0u);
+  EXPECT_EQ(stats.steps_begun, stats.steps_committed + stats.steps_rolled_back);
+}
+
+// Forks that share their last page step at once: whoever writes first copies, and nobody sees another's rows.
+TEST(StepStress, ForksOfOneSequenceStepAtOnce) {
+  KvCache cache = small_cache(256);
+  for (int round = 0; round < 50; ++round) {
+    Sequence trunk = cache.open().value();
+    {
+      Step step = cache.begin_step({{&trunk, 6}}).value();
+      write_and_attend(step, 1);
+      ASSERT_TRUE(step.commit());
+    }
+    std::array<Sequence, kThreads> branches;
+    for (Sequence& branch : branches) branch = trunk.fork().value();
+    ASSERT_TRUE(trunk.close());
+    std::vector<std::jthread> threads;
+    for (Sequence& branch : branches) {
+      threads.emplace_back([&cache, &branch] {
+        for (int i = 0; i < 3; ++i) {
+          Step step = cache.begin_step({{&branch, 1}}).value();
+          write_and_attend(step, 1);
+          ASSERT_TRUE(step.commit());
+        }
+        ASSERT_TRUE(branch.close());
+      });
+    }
+  }
+  EXPECT_EQ(cache.stats().pool.used_pages, 0u);
+}
+
+}  // namespace
+}  // namespace pagedkv

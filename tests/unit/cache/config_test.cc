@@ -1,0 +1,103 @@
+// What KvCache::create refuses, and what it keeps of the options that it accepts.
+#include "cache/config.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace pagedkv::cache {
+namespace {
+
+KvCacheOptions small() {
+  return {.shape = {.num_layers = 2, .num_q_heads = 4, .num_kv_heads = 2, .head_dim = 8, .dtype = DType::f32},
+          .page_size = 4,
+          .capacity_pages = 8};
+}
+
+struct BadOptions {
+  const char* why;
+  std::function<void(KvCacheOptions&)> change;
+};
+
+TEST(Config, BadOptionsAreRefused) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  static const std::vector<float> three(3, 0.5f), with_nan{0, 0, kNan, 0}, with_inf{0, kInf, 0, 0};
+  const BadOptions cases[] = {
+      {"no layers", [](auto& o) { o.shape.num_layers = 0; }},
+      {"page_size out of range", [](auto& o) { o.page_size = 257; }},
+      {"no capacity", [](auto& o) { o.capacity_pages = 0; }},
+      {"two capacities", [](auto& o) { o.capacity_bytes = 1 << 20; }},
+      {"less than a page", [](auto& o) { o.capacity_pages = 0, o.capacity_bytes = 1; }},
+      {"more pages than ids", [](auto& o) { o.capacity_pages = 1ull << 31; }},
+      {"absurd bytes", [](auto& o) { o.capacity_pages = 0, o.capacity_bytes = UINT64_MAX; }},
+      {"capacity overflows",
+       [](auto& o) {
+         o.shape = {.num_layers = 4096, .num_q_heads = 65536, .num_kv_heads = 65536, .head_dim = 1024};
+         o.page_size = 256, o.capacity_pages = 0x7fffffff;
+       }},
+      {"watermark above capacity", [](auto& o) { o.watermark_pages = 9; }},
+      {"NaN scale", [](auto& o) { o.attention.sm_scale = kNan; }},
+      {"infinite scale", [](auto& o) { o.attention.sm_scale = kInf; }},
+      {"NaN cap", [](auto& o) { o.attention.logits_soft_cap = kNan; }},
+      {"negative cap", [](auto& o) { o.attention.logits_soft_cap = -1; }},
+      {"window below -1", [](auto& o) { o.attention.window_left = -2; }},
+      {"three sinks for four heads", [](auto& o) { o.attention.sinks = three; }},
+      {"NaN sink", [](auto& o) { o.attention.sinks = with_nan; }},
+      {"three slopes for four heads", [](auto& o) { o.attention.alibi_slopes = three; }},
+      {"infinite slope", [](auto& o) { o.attention.alibi_slopes = with_inf; }},
+      {"unknown huge pages", [](auto& o) { o.huge_pages = static_cast<HugePages>(9); }},
+  };
+  for (const BadOptions& bad : cases) {
+    KvCacheOptions options = small();
+    bad.change(options);
+    Config config;
+    const Error error = config.assign(options).error();
+    EXPECT_EQ(error, Errc::kInvalidArgument) << bad.why;
+    EXPECT_NE(error.what[0], '\0') << bad.why;
+    EXPECT_EQ(KvCache::create(options).error(), Errc::kInvalidArgument) << bad.why;
+  }
+}
+
+TEST(Config, UnknownTargetIsUnsupported) {
+  KvCacheOptions options = small();
+  options.target = "abacus";
+  EXPECT_EQ(KvCache::create(options).error(), Errc::kUnsupported);
+}
+
+TEST(Config, CapacityInBytesIsRoundedDownToWholePages) {
+  KvCacheOptions options = small();
+  options.capacity_pages = 0;
+  Config config;
+  options.capacity_bytes = 10 * PageLayout::create(options.shape, 4)->page_bytes - 1;
+  ASSERT_TRUE(config.assign(options));
+  EXPECT_EQ(config.capacity_pages(), 9u);
+}
+
+TEST(Config, CopiesWhatTheOptionsBorrow) {
+  Config config;
+  {
+    std::vector<float> sinks(4, 0.5f), slopes(4, 0.25f);
+    std::string target = "scalar";
+    KvCacheOptions options = small();
+    options.attention.sinks = sinks;
+    options.attention.alibi_slopes = slopes;
+    options.target = target;
+    ASSERT_TRUE(config.assign(options));
+    std::fill(sinks.begin(), sinks.end(), NAN);
+    std::fill(slopes.begin(), slopes.end(), NAN);
+    std::fill(target.begin(), target.end(), '?');
+  }
+  EXPECT_EQ(config.attention().variant.sinks[3], 0.5f);
+  EXPECT_EQ(config.attention().variant.alibi_slopes[0], 0.25f);
+  EXPECT_EQ(config.attention().target, "scalar");
+  EXPECT_EQ(config.options().target, "scalar");
+}
+
+}  // namespace
+}  // namespace pagedkv::cache

@@ -1,0 +1,374 @@
+// KvCache and Step: the transaction over a batch, what a scheduler asks, and misuse.
+#include "pagedkv/kv_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace pagedkv {
+namespace {
+
+constexpr std::uint32_t kPageSize = 4;
+
+KvCacheOptions tiny(std::uint64_t capacity_pages) {
+  return {.shape = {.num_layers = 2, .num_q_heads = 2, .num_kv_heads = 1, .head_dim = 4, .dtype = DType::f32},
+          .page_size = kPageSize,
+          .capacity_pages = capacity_pages};
+}
+
+KvCache tiny_cache(std::uint64_t capacity_pages) { return KvCache::create(tiny(capacity_pages)).value(); }
+
+/// Writes rows of K and V that are all `value`, into every layer.
+void write_all(Step& step, float value) {
+  const std::vector<float> rows(step.num_rows() * 4, value);
+  for (std::uint32_t layer = 0; layer < 2; ++layer) ASSERT_TRUE(step.write(layer, rows, rows));
+}
+
+/// Begins a step of one sequence, writes `value`, and commits `accepted` of its rows (all by default).
+void feed(KvCache& cache, Sequence& sequence, std::uint32_t num_tokens, float value) {
+  Step step = cache.begin_step({{&sequence, num_tokens}}).value();
+  write_all(step, value);
+  ASSERT_TRUE(step.commit());
+}
+
+/// First K element of a token.
+float k_of(const KvCache& cache, const Sequence& sequence, std::uint64_t token, std::uint32_t layer = 1) {
+  const KvView view = cache.view(layer).value();
+  const auto* base = static_cast<const std::byte*>(view.k);
+  const std::int64_t page = to_index(sequence.pages()[token / kPageSize]);
+  const auto offset = static_cast<std::int64_t>(token % kPageSize) * view.k_token_stride;
+  return *reinterpret_cast<const float*>(base + page * view.k_page_stride + offset);
+}
+
+TEST(Step, ReservesThePagesOfAllItemsWithOneCall) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value(), b = cache.open().value();
+  Step step = cache.begin_step({{&a, 5}, {&b, 1}}).value();
+  EXPECT_EQ(step.num_items(), 2u);
+  EXPECT_EQ(step.num_rows(), 6u);
+  EXPECT_EQ(cache.stats().pool.used_pages, 3u);
+  EXPECT_EQ(a.num_tokens(), 0u);
+  ASSERT_TRUE(step.commit());
+  EXPECT_EQ(a.num_tokens(), 5u);
+  EXPECT_EQ(b.num_tokens(), 1u);
+}
+
+TEST(Step, ThatDoesNotFitLeavesEverySequenceAsItWas) {
+  KvCache cache = tiny_cache(3);
+  Sequence a = cache.open().value(), b = cache.open().value();
+  feed(cache, a, 5, 1);
+  const std::vector<PageId> pages(a.pages().begin(), a.pages().end());
+  const PoolStats before = cache.stats().pool;
+  EXPECT_EQ(cache.begin_step({{&a, 4}, {&b, 4}}).error(), Errc::kOutOfPages);
+  EXPECT_EQ(a.num_tokens(), 5u);
+  EXPECT_EQ(b.num_tokens(), 0u);
+  EXPECT_TRUE(std::equal(pages.begin(), pages.end(), a.pages().begin(), a.pages().end()));
+  EXPECT_TRUE(b.pages().empty());
+  EXPECT_EQ(cache.stats().pool.used_pages, before.used_pages);
+  EXPECT_EQ(cache.stats().pool.failed_allocations, before.failed_allocations + 1);
+  EXPECT_TRUE(a.truncate(4)) << "no sequence was left busy";
+  EXPECT_TRUE(cache.begin_step({{&b, 4}}));
+}
+
+TEST(Step, DroppedWithoutCommitRollsBack) {
+  KvCache cache = tiny_cache(4);
+  Sequence a = cache.open().value();
+  feed(cache, a, 3, 1);
+  {
+    Step step = cache.begin_step({{&a, 6}}).value();
+    write_all(step, 9);
+  }
+  EXPECT_EQ(a.num_tokens(), 3u);
+  EXPECT_EQ(a.pages().size(), 1u);
+  EXPECT_EQ(k_of(cache, a, 2), 1);
+  EXPECT_EQ(cache.stats().steps_rolled_back, 1u);
+  EXPECT_EQ(cache.pages_available(), 3u);
+}
+
+TEST(Step, MoveAssignmentRollsTheTargetBack) {
+  KvCache cache = tiny_cache(4);
+  Sequence a = cache.open().value(), b = cache.open().value();
+  Step step = cache.begin_step({{&a, 1}}).value();
+  step = cache.begin_step({{&b, 1}}).value();
+  EXPECT_TRUE(a.append(1)) << "a is not in a step any more";
+  EXPECT_TRUE(step.commit());
+  EXPECT_EQ(b.num_tokens(), 1u);
+}
+
+TEST(Step, PartialCommitKeepsTheFirstTokensAndReleasesTheirEmptyPages) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value(), b = cache.open().value();
+  Step step = cache.begin_step({{&a, 9}, {&b, 2}}).value();
+  write_all(step, 3);
+  const std::array<std::uint32_t, 2> accepted{5, 0};
+  ASSERT_TRUE(step.commit(accepted));
+  EXPECT_EQ(a.num_tokens(), 5u);
+  EXPECT_EQ(a.pages().size(), 2u);
+  EXPECT_EQ(b.num_tokens(), 0u);
+  EXPECT_EQ(cache.stats().pool.used_pages, 2u);
+  EXPECT_EQ(cache.stats().tokens_committed, 5u);
+}
+
+TEST(Step, CommitOfWrongCountsIsRefusedAndTheStepGoesOn) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  Step step = cache.begin_step({{&a, 3}}).value();
+  EXPECT_EQ(step.commit(std::array<std::uint32_t, 1>{4}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(step.commit(std::array<std::uint32_t, 2>{1, 1}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(step.commit(std::span<const std::uint32_t>{}).error(), Errc::kInvalidArgument);
+  write_all(step, 1);
+  EXPECT_TRUE(step.commit(std::array<std::uint32_t, 1>{2}));
+  EXPECT_EQ(a.num_tokens(), 2u);
+}
+
+TEST(Step, IsClosedAfterCommitRollbackAndMove) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  std::vector<float> rows(4), out(8);
+  Step step = cache.begin_step({{&a, 1}}).value();
+  ASSERT_TRUE(step.commit());
+  EXPECT_EQ(step.commit().error(), Errc::kClosed);
+  EXPECT_EQ(step.write(0, rows, rows).error(), Errc::kClosed);
+  EXPECT_EQ(step.attend(0, out, out).error(), Errc::kClosed);
+  step.rollback();
+  EXPECT_EQ(a.num_tokens(), 1u) << "rollback after commit changes nothing";
+
+  Step second = cache.begin_step({{&a, 1}}).value();
+  Step third = std::move(second);
+  EXPECT_EQ(second.commit().error(), Errc::kClosed);  // NOLINT(bugprone-use-after-move)
+  EXPECT_EQ(second.num_rows(), 0u);
+  third.rollback();
+  EXPECT_EQ(third.commit().error(), Errc::kClosed);
+  EXPECT_EQ(Step().commit().error(), Errc::kClosed);
+}
+
+TEST(Step, MakesItsSequencesBusy) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  Step step = cache.begin_step({{&a, 1}}).value();
+  EXPECT_EQ(a.append(1).error(), Errc::kBusy);
+  EXPECT_EQ(a.truncate(0).error(), Errc::kBusy);
+  EXPECT_EQ(a.fork().error(), Errc::kBusy);
+  EXPECT_EQ(a.close().error(), Errc::kBusy);
+  EXPECT_EQ(cache.begin_step({{&a, 1}}).error(), Errc::kBusy);
+}
+
+TEST(Step, BadItemsAreRefused) {
+  KvCache cache = tiny_cache(8), other = tiny_cache(8);
+  Sequence a = cache.open().value(), closed = cache.open().value(), foreign = other.open().value();
+  ASSERT_TRUE(closed.close());
+  const std::vector<Token> two(2, 7);
+  EXPECT_EQ(cache.begin_step({}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.begin_step({{nullptr, 1}}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.begin_step({{&a, 0}}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.begin_step({{&a, 1}, {&a, 1}}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.begin_step({{&a, 1}, {&foreign, 1}}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.begin_step({{&a, 1}, {&closed, 1}}).error(), Errc::kClosed);
+  EXPECT_EQ(cache.begin_step({{&a, 1, two}}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.begin_step({{&a, std::numeric_limits<std::uint32_t>::max()}}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.stats().steps_begun, 0u);
+  EXPECT_EQ(cache.stats().pool.used_pages, 0u);
+  EXPECT_TRUE(cache.begin_step({{&a, 1}})) << "nothing was left busy";
+}
+
+TEST(Step, WrongLayersAndSizesAreRefusedAndTheStepGoesOn) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  Step step = cache.begin_step({{&a, 2}}).value();
+  std::vector<float> rows(8), shorter(7), q(16), out(16), lse(4), long_lse(5);
+  EXPECT_EQ(step.write(2, rows, rows).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(step.write(0, shorter, rows).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(step.write(0, rows, shorter).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(step.attend(2, q, out).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(step.attend(0, shorter, out).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(step.attend(0, q, shorter).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(step.attend(0, q, out, long_lse).error(), Errc::kInvalidArgument);
+  write_all(step, 1);
+  EXPECT_TRUE(step.attend(1, q, out, lse));
+  EXPECT_TRUE(step.commit());
+}
+
+TEST(Step, AttendsOverHeldAndNewTokensCausally) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  feed(cache, a, 5, 2);
+  Step step = cache.begin_step({{&a, 2}}).value();
+  write_all(step, 8);
+  // Zero queries weigh all visible keys alike: outputs are means of V.
+  const std::vector<float> q(2 * 8, 0);
+  std::vector<float> out(2 * 8), lse(2 * 2);
+  ASSERT_TRUE(step.attend(0, q, out, lse));
+  EXPECT_NEAR(out[0], (5 * 2 + 8) / 6.0, 1e-6);
+  EXPECT_NEAR(out[8], (5 * 2 + 8 + 8) / 7.0, 1e-6);
+  EXPECT_NEAR(lse[0], std::log(6.0), 1e-6);
+  EXPECT_NEAR(lse[2], std::log(7.0), 1e-6);
+}
+
+TEST(Step, ConvertsRowsToTheFormatOfThePages) {
+  KvCacheOptions options = tiny(4);
+  options.shape.dtype = DType::bf16;
+  KvCache cache = KvCache::create(options).value();
+  Sequence a = cache.open().value();
+  Step step = cache.begin_step({{&a, 1}}).value();
+  write_all(step, 1.5f);
+  const KvView view = cache.view(0).value();
+  const auto* row = reinterpret_cast<const bf16_t*>(static_cast<const std::byte*>(view.k) +
+                                                    to_index(a.pages()[0]) * view.k_page_stride);
+  EXPECT_EQ(row[0].bits, 0x3fc0);
+}
+
+TEST(Step, CopiesASharedLastPageBeforeItWritesIt) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  feed(cache, a, 6, 1);
+  Sequence b = a.fork().value();
+  EXPECT_EQ(cache.pages_needed(std::array<StepItem, 1>{{{&b, 1, {}}}}).value(), 1u);
+  feed(cache, b, 1, 5);
+  EXPECT_EQ(cache.stats().copied_pages, 1u);
+  EXPECT_EQ(a.pages()[0], b.pages()[0]);
+  EXPECT_NE(a.pages()[1], b.pages()[1]);
+  EXPECT_EQ(k_of(cache, b, 5), 1);
+  EXPECT_EQ(k_of(cache, b, 6), 5);
+  feed(cache, a, 1, 7);
+  EXPECT_EQ(cache.stats().copied_pages, 1u) << "a holds its last page alone by now";
+  EXPECT_EQ(k_of(cache, a, 6), 7);
+  EXPECT_EQ(k_of(cache, b, 6), 5);
+}
+
+TEST(Step, RollbackOfACopyOnWriteRestoresTheSharing) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  feed(cache, a, 2, 1);
+  Sequence b = a.fork().value();
+  {
+    Step step = cache.begin_step({{&b, 1}}).value();
+  }
+  EXPECT_EQ(a.pages()[0], b.pages()[0]);
+  EXPECT_EQ(cache.stats().pool.used_pages, 1u);
+}
+
+TEST(Step, RecordsTheIdsOfTokens) {
+  KvCache cache = tiny_cache(8);
+  const std::vector<Token> prompt{1, 2, 3}, next{4, 5};
+  Sequence a = cache.open(prompt).value();
+  feed(cache, a, 3, 1);
+  Step step = cache.begin_step({{&a, 2, next}}).value();
+  ASSERT_TRUE(step.commit(std::array<std::uint32_t, 1>{1}));
+  EXPECT_EQ(std::vector<Token>(a.tokens().begin(), a.tokens().end()), (std::vector<Token>{1, 2, 3, 4}));
+  {
+    Step dropped = cache.begin_step({{&a, 2, next}}).value();
+  }
+  EXPECT_EQ(a.tokens().size(), 4u);
+}
+
+TEST(KvCache, SequencesAndStepsOutliveIt) {
+  std::optional<KvCache> cache = tiny_cache(8);
+  Sequence a = cache->open().value();
+  feed(*cache, a, 2, 1);
+  Sequence b = a.fork().value();
+  Step step = cache->begin_step({{&a, 1}}).value();
+  cache.reset();
+  write_all(step, 2);
+  EXPECT_TRUE(step.commit());
+  EXPECT_TRUE(b.append(1)) << "copy on write without the cache";
+  EXPECT_EQ(a.num_tokens(), 3u);
+}
+
+TEST(KvCache, SequenceDroppedInAStepEndsWithIt) {
+  KvCache cache = tiny_cache(8);
+  Step step;
+  {
+    Sequence a = cache.open().value();
+    step = cache.begin_step({{&a, 5}}).value();
+  }
+  write_all(step, 1);
+  EXPECT_EQ(cache.stats().open_sequences, 1u);
+  EXPECT_TRUE(step.commit());
+  EXPECT_EQ(cache.stats().open_sequences, 0u);
+  EXPECT_EQ(cache.stats().pool.used_pages, 0u);
+}
+
+TEST(KvCache, AnswersWhatASchedulerAsks) {
+  KvCacheOptions options = tiny(10);
+  options.watermark_pages = 2;
+  KvCache cache = KvCache::create(options).value();
+  EXPECT_EQ(cache.pages_available(), 10u);
+  EXPECT_EQ(cache.pages_for_tokens(0), 0u);
+  EXPECT_EQ(cache.pages_for_tokens(9), 3u);
+  EXPECT_EQ(cache.pages_for_tokens(std::numeric_limits<std::uint64_t>::max()), 1ull << 62);
+  EXPECT_TRUE(cache.can_admit(32));
+  EXPECT_FALSE(cache.can_admit(33)) << "two pages are kept in hand";
+  EXPECT_FALSE(cache.can_admit(16, 17));
+  EXPECT_FALSE(cache.can_admit(std::numeric_limits<std::uint64_t>::max(), 1));
+  EXPECT_FALSE(cache.can_admit(1ull << 40));
+
+  Sequence a = cache.open().value();
+  const std::array<StepItem, 1> items{{{&a, 9, {}}}};
+  EXPECT_EQ(cache.pages_needed(items).value(), 3u);
+  EXPECT_EQ(cache.stats().pool.used_pages, 0u);
+  EXPECT_EQ(cache.pages_needed({}).error(), Errc::kInvalidArgument);
+  Step step = cache.begin_step(items).value();
+  EXPECT_EQ(cache.pages_available(), 7u);
+  EXPECT_EQ(cache.pages_needed(items).error(), Errc::kBusy);
+}
+
+TEST(KvCache, CountsWhatHappened) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  feed(cache, a, 3, 1);
+  {
+    Step step = cache.begin_step({{&a, 1}}).value();
+  }
+  const CacheStats stats = cache.stats();
+  EXPECT_EQ(stats.open_sequences, 1u);
+  EXPECT_EQ(stats.steps_begun, 2u);
+  EXPECT_EQ(stats.steps_committed, 1u);
+  EXPECT_EQ(stats.steps_rolled_back, 1u);
+  EXPECT_EQ(stats.tokens_committed, 3u);
+  EXPECT_EQ(stats.pool.capacity_pages, 8u);
+}
+
+TEST(KvCache, ViewOfALayerThatIsNotThereIsRefused) {
+  KvCache cache = tiny_cache(2);
+  EXPECT_TRUE(cache.view(1));
+  EXPECT_EQ(cache.view(2).error(), Errc::kInvalidArgument);
+}
+
+TEST(KvCache, MovedFromAnswersClosed) {
+  KvCache cache = tiny_cache(2);
+  KvCache moved = std::move(cache);
+  Sequence a = moved.open().value();
+  // NOLINTBEGIN(bugprone-use-after-move)
+  EXPECT_EQ(cache.open().error(), Errc::kClosed);
+  EXPECT_EQ(cache.begin_step({{&a, 1}}).error(), Errc::kClosed);
+  EXPECT_EQ(cache.view(0).error(), Errc::kClosed);
+  EXPECT_EQ(cache.trim().error(), Errc::kClosed);
+  EXPECT_EQ(cache.pages_needed({}).error(), Errc::kClosed);
+  EXPECT_FALSE(cache.can_admit(1));
+  EXPECT_EQ(cache.pages_available(), 0u);
+  EXPECT_EQ(cache.page_bytes(), 0u);
+  EXPECT_EQ(cache.stats().pool.capacity_pages, 0u);
+  EXPECT_EQ(cache.options().capacity_pages, 0u);
+  // NOLINTEND(bugprone-use-after-move)
+}
+
+TEST(KvCache, TrimGivesTheMemoryOfFreePagesBack) {
+  KvCacheOptions options = tiny(64);
+  options.shape.num_layers = 64;  // pages of 8 KiB
+  KvCache cache = KvCache::create(options).value();
+  Sequence a = cache.open().value();
+  ASSERT_TRUE(a.append(64 * kPageSize));
+  ASSERT_TRUE(a.truncate(kPageSize));
+  EXPECT_EQ(cache.stats().pool.committed_bytes, 64 * cache.page_bytes());
+  EXPECT_GT(cache.trim().value(), 0u);
+  EXPECT_LE(cache.stats().pool.committed_bytes, 2 * cache.page_bytes());
+}
+
+}  // namespace
+}  // namespace pagedkv
