@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <boost/intrusive/list.hpp>
+#include <boost/intrusive/set.hpp>
 #include <cstdint>
 #include <memory>
 
@@ -14,41 +16,65 @@ namespace pagedkv::prefix {
 /// Under the pool's lock. O(1), but for pages with a retention duration: O(log of their number).
 class EvictionOrder {
  public:
-  void attach(std::shared_ptr<EvictionPolicy> policy, memory::PageArray<Entry>& entries,
-              std::uint64_t (*clock)() noexcept) noexcept;
+  /// Errors: kOsError, or what the policy says
+  Result<void> attach(std::shared_ptr<EvictionPolicy> policy, memory::OsMemory& os, std::uint64_t num_pages,
+                      memory::PageArray<Entry>& entries, std::uint64_t (*clock)() noexcept) noexcept;
 
   /// A page became evictable.
-  void insert(Entry& entry) noexcept;
+  void insert(PageId page) noexcept;
   /// A page is not evictable any more. Harmless if it was not.
-  void withdraw(Entry& entry) noexcept;
-  /// Takes the next page out of the order; null if only parked ones are left.
-  Entry* choose() noexcept;
+  void withdraw(PageId page) noexcept;
+  /// Takes the next page out of the order; kNullPage if only parked ones are left.
+  PageId choose() noexcept;
   /// Sets a chosen page aside until `unpark`.
-  void park(Entry& entry) noexcept;
+  void park(PageId page) noexcept;
   /// A parked page became a leaf: it is next.
-  void unpark(Entry& entry) noexcept;
-  /// Some parked page, or null.
-  [[nodiscard]] Entry* any_parked() noexcept { return parked_.empty() ? nullptr : &parked_.front(); }
+  void unpark(PageId page) noexcept;
+  /// Some parked page, or kNullPage.
+  [[nodiscard]] PageId any_parked() const noexcept { return parked_.empty() ? kNullPage : parked_.front().page; }
 
   [[nodiscard]] EvictionPolicy& policy() noexcept { return *policy_; }
   [[nodiscard]] std::uint64_t now_ms() const noexcept { return now_ms_(); }
+  [[nodiscard]] std::uint64_t num_bytes() const noexcept { return waiting_.num_bytes(); }
 
  private:
   static constexpr std::size_t kNumClasses = kMaxRetentionPriority + 1;
+  using NormalLink = boost::intrusive::link_mode<boost::intrusive::normal_link>;
 
+  // A page that waits outside the policy. Few pages do, so that this stays out of the entry's cache line.
+  struct Waiting {
+    boost::intrusive::list_member_hook<NormalLink> list_hook;  // of its class, of the parked or of the ready pages
+    boost::intrusive::set_member_hook<NormalLink, boost::intrusive::optimize_size<true>> expiry_hook;
+    std::uint64_t expires_ms = 0;
+    PageId page = kNullPage;
+  };
+  struct ExpiresEarlier {
+    bool operator()(const Waiting& a, const Waiting& b) const noexcept { return a.expires_ms < b.expires_ms; }
+  };
+  using WaitingList =
+      boost::intrusive::list<Waiting,
+                             boost::intrusive::member_hook<Waiting, decltype(Waiting::list_hook), &Waiting::list_hook>,
+                             boost::intrusive::constant_time_size<false>>;
+  using ExpirySet = boost::intrusive::multiset<
+      Waiting, boost::intrusive::member_hook<Waiting, decltype(Waiting::expiry_hook), &Waiting::expiry_hook>,
+      boost::intrusive::compare<ExpiresEarlier>, boost::intrusive::constant_time_size<false>>;
+
+  [[nodiscard]] Entry& entry(PageId page) noexcept { return (*entries_)[to_index(page)]; }
+  void push(WaitingList& list, PageId page, Place place) noexcept;
   void demote_expired() noexcept;
-  void enter_policy(Entry& entry) noexcept;
-  void leave_class(Entry& entry) noexcept;
-  Entry* pop_class(std::size_t priority) noexcept;
+  void enter_policy(PageId page) noexcept;
+  void leave_class(PageId page) noexcept;
+  PageId pop_front(WaitingList& list) noexcept;
 
   std::shared_ptr<EvictionPolicy> policy_;
   memory::PageArray<Entry>* entries_ = nullptr;
+  memory::PageArray<Waiting> waiting_;  // [num_pages], constructed when a page comes to wait
   std::uint64_t (*now_ms_)() noexcept = nullptr;
   std::uint64_t num_in_policy_ = 0;
-  std::array<EntryList, kNumClasses> classes_;  // least recently used first; the default class stays empty
-  std::array<std::uint64_t, 2> occupied_ = {};  // a bit a class: not empty
+  std::array<WaitingList, kNumClasses> classes_;  // least recently used first; the default class stays empty
+  std::array<std::uint64_t, 2> occupied_ = {};    // a bit a class: not empty
   ExpirySet expiring_;
-  EntryList parked_, ready_;
+  WaitingList parked_, ready_;
 };
 
 }  // namespace pagedkv::prefix

@@ -71,10 +71,11 @@ Result<void> PrefixIndex::allocate(const PrefixCacheOptions& options) noexcept {
     if (!lru) return lru.error();
     policy = std::move(*lru);
   }
-  Result<void> attached = policy->attach(num_pages);
+  Result<void> attached = order_.attach(std::move(policy), pool_->os(), num_pages, entries_,
+                                        options.now_ms != nullptr ? options.now_ms : &steady_now_ms);
   if (!attached) return attached;
-  order_.attach(std::move(policy), entries_, options.now_ms != nullptr ? options.now_ms : &steady_now_ms);
-  stats_.metadata_bytes = buckets_.num_bytes() + entries_.num_bytes() + tokens_.num_bytes() + events_.num_bytes();
+  stats_.metadata_bytes =
+      buckets_.num_bytes() + entries_.num_bytes() + tokens_.num_bytes() + order_.num_bytes() + events_.num_bytes();
   return {};
 }
 
@@ -149,25 +150,22 @@ void PrefixIndex::unpin_pages(std::span<const PageId> pages) noexcept {
 
 // Eviction ------------------------------------------------------------------------------------------------------------
 
-void PrefixIndex::on_unreferenced(PageId page) noexcept { order_.insert(entry(page)); }
-void PrefixIndex::on_referenced(PageId page) noexcept { order_.withdraw(entry(page)); }
+void PrefixIndex::on_unreferenced(PageId page) noexcept { order_.insert(page); }
+void PrefixIndex::on_referenced(PageId page) noexcept { order_.withdraw(page); }
 
 PageId PrefixIndex::take_victim() noexcept {
   for (;;) {
-    Entry* chosen = order_.choose();
-    if (chosen == nullptr) {
+    const PageId chosen = order_.choose();
+    if (chosen == kNullPage) {
       // Every evictable page is continued by pages in use, as windows leave them: those cannot be found any more then.
-      chosen = order_.any_parked();
-      PAGEDKV_ASSERT(chosen != nullptr);
-      drop_children_locked(PageId{chosen->page});
-      continue;
+      PAGEDKV_ASSERT(order_.any_parked() != kNullPage);
+      drop_children_locked(order_.any_parked());
+    } else if (entry(chosen).first_child >= 0) {
+      order_.park(chosen);
+    } else {
+      remove_locked(chosen);
+      return chosen;
     }
-    if (chosen->first_child >= 0) {
-      order_.park(*chosen);
-      continue;
-    }
-    remove_locked(PageId{chosen->page});
-    return PageId{chosen->page};
   }
 }
 
@@ -181,7 +179,7 @@ void PrefixIndex::drop_children_locked(PageId page) noexcept {
     }
     if (at == page) return;
     const PageId parent{entry(at).parent};
-    order_.withdraw(entry(at));
+    order_.withdraw(at);
     remove_locked(at);
     pool_->unpublish_locked(at);
     at = parent;
@@ -199,7 +197,7 @@ void PrefixIndex::clear_locked() noexcept {
   for (std::int32_t i = 0; i < num_touched && stats_.published_pages > 0; ++i) {
     const PageId page{i};
     if (!pool_->is_published_locked(page)) continue;
-    order_.withdraw(entry(page));
+    order_.withdraw(page);
     // All links go under one hold of the lock, so that their order does not matter.
     buckets_[static_cast<std::int64_t>(entry(page).hash & bucket_mask_)] = 0;
     entry(page).name_space->first_child = -1;

@@ -21,8 +21,6 @@
 #pragma once
 
 #include <array>
-#include <boost/intrusive/list.hpp>
-#include <boost/intrusive/set.hpp>
 #include <cstddef>
 #include <cstdint>
 #include <memory>

@@ -34,6 +34,11 @@ std::uint64_t PrefixIndex::publish(PrefixChain& chain, std::span<const Token> to
       continue;
     }
     prefetch_locked(batch);
+    for (const PageId page : pages.subspan(chain.num_pages, batch.num_pages)) {
+      if (page == kNullPage) break;
+      __builtin_prefetch(&entry(page), 1);
+      __builtin_prefetch(tokens_of(page), 1);
+    }
     const std::uint64_t num_before = chain.num_pages;
     num_merged += publish_batch_locked(chain, batch, pages, retention);
     if (chain.num_pages - num_before < batch.num_pages) break;
@@ -78,7 +83,6 @@ void PrefixIndex::insert_locked(const PrefixChain& chain, PageId page, std::uint
   added.num_pins = num_pins;
   added.hash = hash;
   added.name_space = &name_space;
-  added.page = to_index(page);
   added.parent = to_index(chain.last);
   added.priority = kDefaultRetentionPriority;
   added.next_in_bucket = bucket - 1;
@@ -100,11 +104,11 @@ void PrefixIndex::remove_locked(PageId page) noexcept {
   Entry& gone = entry(page);
   PAGEDKV_ASSERT(gone.first_child < 0 && gone.place == Place::kNowhere);
   std::int32_t& bucket = buckets_[static_cast<std::int64_t>(gone.hash & bucket_mask_)];
-  if (bucket == gone.page + 1) {
+  if (bucket == to_index(page) + 1) {
     bucket = gone.next_in_bucket + 1;
   } else {
     std::int32_t before = bucket - 1;
-    while (entries_[before].next_in_bucket != gone.page) before = entries_[before].next_in_bucket;
+    while (entries_[before].next_in_bucket != to_index(page)) before = entries_[before].next_in_bucket;
     entries_[before].next_in_bucket = gone.next_in_bucket;
   }
   if (gone.next_sibling >= 0) entries_[gone.next_sibling].previous_sibling = gone.previous_sibling;
@@ -118,7 +122,7 @@ void PrefixIndex::remove_locked(PageId page) noexcept {
   if (gone.parent >= 0) {
     Entry& parent = entries_[gone.parent];
     parent_hash = parent.hash;
-    if (parent.first_child < 0 && parent.place == Place::kParked) order_.unpark(parent);
+    if (parent.first_child < 0 && parent.place == Place::kParked) order_.unpark(PageId{gone.parent});
   }
   // After this the namespace may be forgotten.
   gone.name_space->num_pages.fetch_sub(1, std::memory_order_release);
