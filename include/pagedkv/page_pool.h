@@ -21,7 +21,9 @@ enum class HugePages : std::uint8_t {
 
 struct PagePoolOptions {
   std::uint64_t page_bytes = 0;      ///< Bytes of one page; pages are packed at this stride, 64-byte aligned.
-  std::uint64_t capacity_pages = 0;  ///< 1 .. 2^31-1. Address space is reserved for all, memory committed on first use.
+  std::uint64_t capacity_pages = 0;  ///< 1 .. 2^31-1. Memory is committed on first use.
+  /// What `set_capacity` may raise it to; 0 = capacity_pages. Address space is reserved for all of these.
+  std::uint64_t max_capacity_pages = 0;
   /// Pages that admission keeps in hand: `can_allocate` says no below it, `allocate` may still take them.
   std::uint64_t watermark_pages = 0;
   HugePages huge_pages = HugePages::kTransparent;
@@ -80,7 +82,15 @@ class PAGEDKV_API PagePool {
   [[nodiscard]] std::byte* base() const noexcept;
   [[nodiscard]] std::byte* page_data(PageId id) const noexcept;  ///< [page_bytes]; nullptr if out of range.
   [[nodiscard]] std::uint64_t page_bytes() const noexcept;
-  [[nodiscard]] std::uint64_t capacity_pages() const noexcept;
+  [[nodiscard]] std::uint64_t capacity_pages() const noexcept;      ///< Pages that may be in use now.
+  [[nodiscard]] std::uint64_t max_capacity_pages() const noexcept;  ///< Ids are below this for ever.
+
+  /// Raises or lowers the capacity while others allocate. Lowering evicts published pages if it must, and gives the
+  /// memory of all free pages back to the OS.
+  ///
+  /// Errors: kInvalidArgument  zero, above max_capacity_pages, below the watermark or below what is in use: no change
+  ///         kOsError          the capacity is set, but memory could not be given back
+  Result<void> set_capacity(std::uint64_t num_pages) noexcept;
 
   /// Gives the memory of free pages back to the OS; returns the bytes given. Published pages stay.
   Result<std::uint64_t> trim() noexcept;

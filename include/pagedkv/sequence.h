@@ -49,6 +49,13 @@ class PAGEDKV_API Sequence {
   /// Errors: kInvalidArgument (longer than the sequence, or inside what a window released), kClosed, kBusy
   Result<void> truncate(std::uint64_t num_tokens) noexcept;
 
+  /// Releases the pages of a layer group that lie wholly behind the last `window` tokens, but for the pages of the
+  /// first `sink_tokens`; their entries become kNullPage. Groups with a window of their own do so by themselves.
+  ///
+  /// Errors: kInvalidArgument (no such group, a window as wide as the sequence or wider), kClosed, kBusy
+  /// Result: number of pages released
+  Result<std::uint64_t> slide(std::uint64_t window, std::uint64_t sink_tokens = 0, std::size_t group = 0) noexcept;
+
   /// A second sequence with the same tokens that shares all pages; whoever writes a shared page first copies it.
   ///
   /// Errors: kOutOfMemory, kClosed, kBusy

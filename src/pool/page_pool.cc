@@ -34,6 +34,9 @@ Result<std::uint64_t> PagePool::trim() noexcept {
   if (!impl_) return kMovedFrom;
   return impl_->trim();
 }
+Result<void> PagePool::set_capacity(std::uint64_t num_pages) noexcept {
+  return impl_ ? impl_->set_capacity(num_pages) : kMovedFrom;
+}
 
 std::uint32_t PagePool::ref_count(PageId id) const noexcept { return impl_ ? impl_->ref_count(id) : 0; }
 bool PagePool::can_allocate(std::uint64_t count) const noexcept { return impl_ && impl_->can_allocate(count); }
@@ -45,6 +48,7 @@ std::byte* PagePool::page_data(PageId id) const noexcept {
 }
 std::uint64_t PagePool::page_bytes() const noexcept { return impl_ ? impl_->page_bytes() : 0; }
 std::uint64_t PagePool::capacity_pages() const noexcept { return impl_ ? impl_->capacity_pages() : 0; }
+std::uint64_t PagePool::max_capacity_pages() const noexcept { return impl_ ? impl_->reserved_pages() : 0; }
 
 PagePool::PagePool(std::shared_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
 PagePool::PagePool(PagePool&&) noexcept = default;

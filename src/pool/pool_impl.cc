@@ -24,7 +24,11 @@ Result<std::shared_ptr<PagePool::Impl>> PagePool::Impl::create(const PagePoolOpt
                                                                memory::OsMemory& os) noexcept {
   if (options.page_bytes == 0) return Error{Errc::kInvalidArgument, "page_bytes is zero"};
   if (options.capacity_pages == 0) return Error{Errc::kInvalidArgument, "capacity_pages is zero"};
-  if (options.capacity_pages > kMaxPages) return Error{Errc::kInvalidArgument, "capacity_pages exceeds 2^31 - 1"};
+  const std::uint64_t num_pages = options.max_capacity_pages != 0 ? options.max_capacity_pages : options.capacity_pages;
+  if (num_pages > kMaxPages) return Error{Errc::kInvalidArgument, "the capacity exceeds 2^31 - 1 pages"};
+  if (num_pages < options.capacity_pages) {
+    return Error{Errc::kInvalidArgument, "capacity_pages exceeds max_capacity_pages"};
+  }
   if (options.watermark_pages > options.capacity_pages) {
     return Error{Errc::kInvalidArgument, "watermark_pages exceeds capacity_pages"};
   }
@@ -34,7 +38,7 @@ Result<std::shared_ptr<PagePool::Impl>> PagePool::Impl::create(const PagePoolOpt
   std::uint64_t padded_bytes = 0;
   std::uint64_t total_bytes = 0;
   if (!checked_add(options.page_bytes, kCacheLineBytes - 1, padded_bytes) ||
-      !checked_mul(round_up(options.page_bytes, kCacheLineBytes), options.capacity_pages, total_bytes)) {
+      !checked_mul(round_up(options.page_bytes, kCacheLineBytes), num_pages, total_bytes)) {
     return Error{Errc::kInvalidArgument, "page_bytes * capacity_pages overflows"};
   }
 
@@ -49,16 +53,16 @@ Result<std::shared_ptr<PagePool::Impl>> PagePool::Impl::create(const PagePoolOpt
 
   // Bookkeeping is reserved whole and touched as pages are: capacities of 2^31 pages cost address space alone.
   constexpr std::uint64_t kBytesAPage = sizeof(*impl->states_) + sizeof(*impl->free_list_);
-  const std::uint64_t metadata_bytes = kBytesAPage * options.capacity_pages;
+  const std::uint64_t metadata_bytes = kBytesAPage * num_pages;
   auto metadata = memory::ReservedRange::create(os, metadata_bytes, false);
   if (!metadata) return metadata.error();
   Result<void> committed = metadata->commit_up_to(metadata_bytes);
   if (!committed) return committed.error();
 
   impl->states_ = reinterpret_cast<std::uint32_t*>(metadata->base());
-  impl->free_list_ = reinterpret_cast<std::int32_t*>(metadata->base()) + options.capacity_pages;
+  impl->free_list_ = reinterpret_cast<std::int32_t*>(metadata->base()) + num_pages;
   impl->page_bytes_ = round_up(options.page_bytes, kCacheLineBytes);
-  impl->reserved_pages_ = options.capacity_pages;
+  impl->reserved_pages_ = num_pages;
   impl->capacity_pages_.store(options.capacity_pages, std::memory_order_relaxed);
   impl->watermark_pages_ = options.watermark_pages;
   impl->metadata_bytes_ = metadata_bytes + sizeof(Impl);
@@ -288,6 +292,22 @@ Result<std::uint64_t> PagePool::Impl::trim() noexcept {
     if (!trimmed) return trimmed.error();
     trimmed_bytes += *trimmed;
   }
+}
+
+Result<void> PagePool::Impl::set_capacity(std::uint64_t num_pages) noexcept {
+  {
+    const std::scoped_lock guard(lock_);
+    if (num_pages == 0) return Error{Errc::kInvalidArgument, "the capacity is zero"};
+    if (num_pages > reserved_pages_) return Error{Errc::kInvalidArgument, "the capacity exceeds max_capacity_pages"};
+    if (num_pages < watermark_pages_) return Error{Errc::kInvalidArgument, "the capacity is below the watermark"};
+    if (num_pages < used_pages_) return Error{Errc::kInvalidArgument, "the capacity is below what is in use"};
+    const bool is_lower = num_pages < capacity_pages();
+    while (used_pages_ + evictable_pages_ > num_pages) evict_one_locked();
+    capacity_pages_.store(num_pages, std::memory_order_relaxed);
+    if (!is_lower) return {};
+  }
+  Result<std::uint64_t> trimmed = trim();
+  return trimmed ? Result<void>{} : trimmed.error();
 }
 
 // Gives the memory of runs of free pages among first .. last-1 back.

@@ -53,6 +53,7 @@ struct PagePool::Impl {
   Result<void> retain(std::span<const PageId> ids) noexcept;
   Result<void> release(std::span<const PageId> ids) noexcept;
   Result<std::uint64_t> trim() noexcept;
+  Result<void> set_capacity(std::uint64_t num_pages) noexcept;
   [[nodiscard]] PoolStats stats() noexcept;
   [[nodiscard]] std::uint64_t available_pages() noexcept;
   [[nodiscard]] bool can_allocate(std::uint64_t count) noexcept;

@@ -11,25 +11,25 @@
 namespace pagedkv::sequence {
 
 namespace {
-
 using Control = Sequence::Control;
-
-// Releases pages that lie wholly behind the window of every token to come, but for those of sinks.
-void slide(const Control& control, PageTable& table, const LayerGroup& group, std::uint64_t page_size,
-           PageReleaser& released) noexcept {
-  if (group.window_left < 0) return;
-  const auto window = static_cast<std::uint64_t>(group.window_left);
-  if (control.num_tokens <= window) return;
-  const std::uint64_t num_behind = (control.num_tokens - window) / page_size;  // pages
-  const std::uint64_t first = std::max<std::uint64_t>(table.num_released, ceil_div(group.sink_tokens, page_size));
-  for (std::uint64_t i = first; i < num_behind; ++i) {
-    released.add(table.pages[i]);
-    table.pages[i] = kNullPage;
-  }
-  table.num_released = std::max(table.num_released, static_cast<std::uint32_t>(num_behind));
 }
 
-}  // namespace
+std::uint64_t slide(Control& control, PageTable& table, std::uint64_t window, std::uint64_t sink_tokens) noexcept {
+  if (control.num_tokens <= window) return 0;
+  const std::uint64_t page_size = control.store->page_size;
+  const std::uint64_t num_behind = (control.num_tokens - window) / page_size;  // pages that no token to come sees
+  const std::uint64_t first = std::max<std::uint64_t>(table.num_released, ceil_div(sink_tokens, page_size));
+  PageReleaser released(*control.store->pool);
+  std::uint64_t num_pages = 0;
+  for (std::uint64_t i = first; i < num_behind; ++i) {
+    if (table.pages[i] == kNullPage) continue;
+    released.add(table.pages[i]);
+    table.pages[i] = kNullPage;
+    ++num_pages;
+  }
+  table.num_released = std::max(table.num_released, static_cast<std::uint32_t>(num_behind));
+  return num_pages;
+}
 
 void commit(Control& control, std::uint64_t accepted) noexcept {
   PAGEDKV_ASSERT(control.is_busy() && accepted <= control.num_new_tokens);
@@ -42,8 +42,7 @@ void commit(Control& control, std::uint64_t accepted) noexcept {
   {
     PageReleaser released(*store.pool);
     const std::uint64_t num_pages = ceil_div(control.num_tokens, store.page_size);
-    for (std::size_t g = 0; g < control.tables.size(); ++g) {
-      PageTable& table = control.tables[g];
+    for (PageTable& table : control.tables) {
       while (table.pages.size() > num_pages) {
         released.add(table.pages.back());
         table.pages.pop_back();
@@ -54,8 +53,13 @@ void commit(Control& control, std::uint64_t accepted) noexcept {
         released.add(table.replaced);
         table.replaced = kNullPage;
       }
-      slide(control, table, store.groups[g], store.page_size, released);
     }
+  }
+
+  for (std::size_t g = 0; g < control.tables.size(); ++g) {
+    const LayerGroup& group = store.groups[g];
+    if (group.window_left < 0) continue;
+    slide(control, control.tables[g], static_cast<std::uint64_t>(group.window_left), group.sink_tokens);
   }
 
   const std::uint32_t before = control.state.fetch_and(~Control::kBusy, std::memory_order_acq_rel);

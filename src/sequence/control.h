@@ -36,6 +36,7 @@ inline constexpr std::uint64_t kMaxTokens = (std::uint64_t{1} << 31) - 1;  // le
 struct PageTable {
   boost::container::small_vector<PageId, 12> pages;  ///< kNullPage where a window released the page.
   std::uint32_t num_released = 0;                    ///< Entries up to here were visited by the window.
+  std::uint64_t window = 0;                          ///< Last one slid to by the caller; 0 = none.
   std::uint32_t num_before = 0;                      ///< In a step: entries before the reservation.
   PageId replaced = kNullPage;                       ///< In a step: the shared page that the last entry is a copy of.
 };
@@ -104,6 +105,11 @@ inline void roll_back(Sequence::Control& control) noexcept { commit(control, 0);
 /// Pages that `num_new_tokens` more tokens of one sequence would take, a copy on write included.
 [[nodiscard]] std::uint64_t pages_for(const SequenceStore::Impl& store, const Sequence::Control& control,
                                       std::uint64_t num_new_tokens) noexcept;
+
+/// Releases the pages of a table that lie wholly before the last `window` tokens and behind those of the sinks. Returns
+/// how many.
+std::uint64_t slide(Sequence::Control& control, PageTable& table, std::uint64_t window,
+                    std::uint64_t sink_tokens) noexcept;
 
 /// Releases all pages, tail first, and frees the control of a sequence that is not in a step.
 void destroy(Sequence::Control& control) noexcept;

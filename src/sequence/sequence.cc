@@ -21,7 +21,7 @@ constexpr Error kBusyError{Errc::kBusy, "the sequence is in a step"};
 // Whether the tokens to come after `num_tokens` would find every page that their window sees.
 bool window_is_whole(const sequence::PageTable& table, const LayerGroup& group, std::uint64_t num_tokens,
                      std::uint64_t page_size) noexcept {
-  const auto window = static_cast<std::uint64_t>(std::max(group.window_left, 0));
+  const std::uint64_t window = std::max(static_cast<std::uint64_t>(std::max(group.window_left, 0)), table.window);
   const std::uint64_t first = num_tokens > window ? (num_tokens - window) / page_size : 0;
   const std::uint64_t last = ceil_div(num_tokens, page_size);
   return std::find(table.pages.begin() + static_cast<std::ptrdiff_t>(first),
@@ -74,6 +74,17 @@ Result<void> Sequence::truncate(std::uint64_t num_tokens) noexcept {
   return {};
 }
 
+Result<std::uint64_t> Sequence::slide(std::uint64_t window, std::uint64_t sink_tokens, std::size_t group) noexcept {
+  if (control_ == nullptr) return kClosedError;
+  if (control_->is_busy()) return kBusyError;
+  if (group >= control_->tables.size()) return Error{Errc::kInvalidArgument, "there is no such layer group"};
+  if (window >= control_->num_tokens) return Error{Errc::kInvalidArgument, "the window is as wide as the sequence"};
+  sequence::PageTable& table = control_->tables[group];
+  table.window = window;
+  table.num_released = 0;  // look at all entries: sinks kept before may not be wanted any more
+  return sequence::slide(*control_, table, window, sink_tokens);
+}
+
 Result<Sequence> Sequence::fork() noexcept {
   if (control_ == nullptr) return kClosedError;
   const Control& parent = *control_;
@@ -90,6 +101,7 @@ Result<Sequence> Sequence::fork() noexcept {
                    [](PageId page) { return page != kNullPage; });
       child.tables[g].pages = table.pages;
       child.tables[g].num_released = table.num_released;
+      child.tables[g].window = table.window;
     }
     child.token_ids = parent.token_ids;
   } catch (const std::bad_alloc&) {

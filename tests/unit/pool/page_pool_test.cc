@@ -220,6 +220,52 @@ TEST(PagePool, MetadataIsUnderAThousandthOfThePagesOfAnEightBillionModel) {
   EXPECT_LT(stats.metadata_bytes * 1000, stats.page_bytes * stats.capacity_pages);
 }
 
+PagePool make_elastic_pool(std::uint64_t capacity_pages, std::uint64_t max_capacity_pages) {
+  return PagePool::create({.page_bytes = 8192,
+                           .capacity_pages = capacity_pages,
+                           .max_capacity_pages = max_capacity_pages,
+                           .huge_pages = HugePages::kNever})
+      .value();
+}
+
+TEST(PagePool, CapacityIsRaisedWhileServing) {
+  PagePool pool = make_elastic_pool(2, 5);
+  std::vector<PageId> ids(2);
+  ASSERT_TRUE(pool.allocate(ids));
+  EXPECT_EQ(pool.allocate().error(), Errc::kOutOfPages);
+  ASSERT_TRUE(pool.set_capacity(5));
+  EXPECT_EQ(pool.capacity_pages(), 5U);
+  EXPECT_EQ(pool.max_capacity_pages(), 5U);
+  ids.resize(3);
+  EXPECT_TRUE(pool.allocate(ids));
+  EXPECT_EQ(pool.allocate().error(), Errc::kOutOfPages);
+}
+
+TEST(PagePool, LoweredCapacityBindsAndGivesMemoryBack) {
+  PagePool pool = make_elastic_pool(8, 8);
+  std::vector<PageId> ids(8);
+  ASSERT_TRUE(pool.allocate(ids));
+  ASSERT_TRUE(pool.release(std::span(ids).subspan(2)));
+  EXPECT_EQ(pool.set_capacity(1).error(), Errc::kInvalidArgument) << "two are in use";
+  EXPECT_EQ(pool.capacity_pages(), 8U);
+  ASSERT_TRUE(pool.set_capacity(3));
+  EXPECT_EQ(pool.stats().committed_bytes, 2U * 8192);
+  EXPECT_EQ(pool.stats().free_pages, 1U);
+  EXPECT_TRUE(pool.allocate());
+  EXPECT_EQ(pool.allocate().error(), Errc::kOutOfPages);
+  expect_counts_add_up(pool);
+}
+
+TEST(PagePool, RefusesCapacitiesThatCannotBe) {
+  PagePool pool = make_elastic_pool(4, 6);
+  EXPECT_EQ(pool.set_capacity(0).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(pool.set_capacity(7).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(PagePool::create({.page_bytes = 64, .capacity_pages = 4, .max_capacity_pages = 3}).error(),
+            Errc::kInvalidArgument);
+  PagePool with_watermark = make_pool(4, 4096, 3);
+  EXPECT_EQ(with_watermark.set_capacity(2).error(), Errc::kInvalidArgument);
+}
+
 TEST(PagePool, AMovedFromPoolAnswersErrors) {
   PagePool pool = make_pool(2);
   PagePool moved = std::move(pool);

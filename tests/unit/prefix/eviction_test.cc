@@ -252,6 +252,22 @@ TEST(Eviction, S3FifoKeepsWhatWasFoundAgainThroughAScan) {
   EXPECT_EQ(cached(lru, popular), 0U) << "which the scan pushed out of an LRU";
 }
 
+TEST(Eviction, LoweringTheCapacityEvictsInOrder) {
+  CachedStore c(8, 2);
+  const auto old = run_of_tokens(5, 100);
+  const auto young = run_of_tokens(5, 200);
+  {
+    Sequence a = c.prefill(old);
+  }
+  {
+    Sequence b = c.prefill(young);
+  }
+  ASSERT_TRUE(c.pool().set_capacity(2));
+  EXPECT_EQ(c.pool().stats().evictable_pages, 2U);
+  EXPECT_EQ(c.pool().stats().evictions, 2U);
+  EXPECT_EQ(cached(c, young), 4U);
+}
+
 TEST(Eviction, PoliciesSayTheirNames) {
   EXPECT_STREQ(make_lru_policy().value()->name(), "lru");
   EXPECT_STREQ(make_s3fifo_policy().value()->name(), "s3fifo");

@@ -204,6 +204,27 @@ TEST(Sequence, TruncateIntoWhatAWindowReleasedIsRefused) {
   EXPECT_EQ(f.pool.stats().used_pages, 3U);
 }
 
+TEST(Sequence, SlideReleasesWhatLiesBehindAWindowOfTheCallers) {
+  Fixture f(40);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(30));
+  EXPECT_EQ(s.slide(30).error(), Errc::kInvalidArgument) << "a window as wide as the sequence";
+  EXPECT_EQ(s.slide(1000).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(s.slide(10, 0, 1).error(), Errc::kInvalidArgument) << "no such group";
+  EXPECT_EQ(f.pool.stats().used_pages, 8U) << "nothing changed";
+  EXPECT_EQ(s.slide(10, 5).value(), 3U) << "pages 2..4; two hold the sinks";
+  EXPECT_EQ(f.pool.stats().used_pages, 5U);
+  EXPECT_EQ(s.slide(10, 5).value(), 0U);
+  EXPECT_EQ(s.pages()[1] == kNullPage, false);
+  EXPECT_EQ(s.pages()[4], kNullPage);
+  EXPECT_EQ(s.truncate(29).error(), Errc::kInvalidArgument) << "token 29 would see 19, in page 4";
+  EXPECT_EQ(s.num_tokens(), 30U);
+  Sequence forked = s.fork().value();
+  EXPECT_EQ(pages_of(forked), pages_of(s));
+  ASSERT_TRUE(forked.append(9));
+  EXPECT_EQ(forked.slide(3).value(), 6U) << "sinks too, now that none are asked for";
+}
+
 TEST(SequenceStore, RefusesBadShapes) {
   PagePool pool = PagePool::create({.page_bytes = 64, .capacity_pages = 1}).value();
   EXPECT_EQ(SequenceStore::create(pool, 0).error(), Errc::kInvalidArgument);
