@@ -82,7 +82,7 @@ class DecodeTask {
       pack_queries();
       std::int64_t step = first_key_ / kStep * kStep;
       for (; step < end_key_; step += kStep) {
-        plan_prefetch(step + kStep);
+        plan_prefetch(step);
         for (int u = 0; u < kTiles; ++u) tiles_[u] = tile_rows(step + u * kTileRows, u);
         score();
         const bool all_visible = step >= last_first_key_ && step + kStep <= first_end_key_;
@@ -99,6 +99,7 @@ class DecodeTask {
 
  private:
   static constexpr int kStep = kTiles * kTileRows;
+  static constexpr int kStepsAhead = 2;
   static constexpr int kScoreVectors = kTiles * kColumns;  // of 16 lanes: 16 / kColumns tokens each
   static constexpr int kTokensAVector = 16 / kColumns;
   static constexpr int kPairs = kTiles == 1 ? 8 : 16;       // token pairs of a weight tile
@@ -182,15 +183,18 @@ class DecodeTask {
     return {k, v, k_bytes, v_bytes};
   }
 
-  /// Lines of the step that begins at `token`, or of the next task's first one, shared out: a fifth while the scores
-  /// are computed, the rest over the weighted sum.
-  void plan_prefetch(std::int64_t token) noexcept {
+  /// Lines of the step that lies kStepsAhead ahead, here or in the next task, shared out: a fifth while the scores are
+  /// computed, the rest over the weighted sum.
+  void plan_prefetch(std::int64_t step) noexcept {
     prefetch_.clear();
+    const std::int64_t token = step + kStepsAhead * kStep;
     if (token < end_key_) {
       prefetch_.add(rows_, token, std::min<std::int64_t>(kStep, end_key_ - token));
-    } else if (const AttendTask* next = task_.next; next != nullptr && next->kv_begin < next->kv_end) {
-      const std::int64_t begin = next->kv_begin, end = std::min(next->kv_end, (begin / kStep + 1) * kStep);
-      prefetch_.add(KvRows(params_, *next), begin, end - begin);
+    } else if (const AttendTask* next = task_.next; next != nullptr) {
+      const std::int64_t end_step = (end_key_ + kStep - 1) / kStep * kStep;
+      const std::int64_t begin = next->kv_begin / kStep * kStep + (token - end_step);
+      const std::int64_t first = std::max(begin, next->kv_begin), end = std::min(begin + kStep, next->kv_end);
+      if (first < end) prefetch_.add(KvRows(params_, *next), first, end - first);
     }
     score_lines_ = prefetch_.num_lines() * 3 / (16 * k_tiles_ * kTiles);
     value_lines_ = prefetch_.num_lines() - score_lines_ * k_tiles_ * kTiles - kScoreVectors;

@@ -107,7 +107,7 @@ class Prefetcher {
         if (next_run_ == num_runs_) return;
         line_ = runs_[next_run_].begin, end_ = runs_[next_run_++].end;
       }
-      _mm_prefetch(reinterpret_cast<const char*>(line_), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(line_), _MM_HINT_T1);
       line_ += 64;
     }
   }
