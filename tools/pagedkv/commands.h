@@ -7,5 +7,8 @@ namespace pagedkv::tool {
 
 /// Adds the parser of its subcommand to `root`; what it returns runs it.
 Command add_replay(CLI::App& root);
+Command add_conformance(CLI::App& root);
+Command add_bench(CLI::App& root);
+Command add_info(CLI::App& root);
 
 }  // namespace pagedkv::tool

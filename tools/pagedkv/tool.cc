@@ -28,7 +28,9 @@ ExitCode complain(std::string message) {
   return kBadInput;
 }
 
-std::vector<Command> add_commands(CLI::App& root) { return {add_replay(root)}; }
+std::vector<Command> add_commands(CLI::App& root) {
+  return {add_replay(root), add_conformance(root), add_bench(root), add_info(root)};
+}
 
 ExitCode parse_and_run(int argc, const char* const* argv) {
   CLI::App root(kDescription, "pagedkv");

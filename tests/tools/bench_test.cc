@@ -1,0 +1,125 @@
+// `pagedkv bench`: short runs give the fields that scripts read, and bad shapes are refused before anything is timed.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "bench/limits.h"
+#include "bench/samples.h"
+#include "pagedkv/cpu.h"
+#include "run_tool.h"
+
+namespace pagedkv::tool {
+namespace {
+
+using Arguments = std::vector<std::string>;
+
+/// Small shapes in memory that caches hold: what is checked is the report, not the speed.
+ToolRun bench_attention(const Arguments& more) {
+  Arguments arguments = {"bench",   "attention", "--q-heads",         "8",  "--kv-heads", "2", "--head-dim", "64",
+                         "--batch", "2",         "--context",         "70", "--seconds",  "0", "--threads",  "2",
+                         "--json",  "-",         "--working-set-mib", "0"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return run_captured(arguments);
+}
+
+TEST(BenchAttention, DecodeReportsItsRateBesideAReadOfTheSameRun) {
+  const ToolRun run = bench_attention({"--phase", "decode"});
+  ASSERT_EQ(run.code, kDone) << run.err;
+  const auto json = nlohmann::json::parse(run.out);
+  for (const char* key : {"ms_median", "gb_per_s", "gflop_per_s", "read_bandwidth_gb_per_s", "fraction_of_bandwidth"}) {
+    EXPECT_GT(json[key].get<double>(), 0) << key;
+  }
+  EXPECT_EQ(json["page_order"], "random");
+  EXPECT_EQ(json["kv_bytes"].get<double>(), 2.0 * 70 * 2 * (64 + 64) * 2);
+  EXPECT_LE(json["relative_error"].get<double>(), json["relative_error_allowed"].get<double>());
+  EXPECT_FALSE(json.contains("fraction_of_peak"));
+}
+
+TEST(BenchAttention, PrefillReportsAFractionOfThePeakOfItsUnit) {
+  const ToolRun run = bench_attention({"--phase", "prefill", "--query-len", "33"});
+  ASSERT_EQ(run.code, kDone) << run.err;
+  const auto json = nlohmann::json::parse(run.out);
+  EXPECT_GT(json["peak_gflop_per_s"].get<double>(), 0);
+  EXPECT_GT(json["fraction_of_peak"].get<double>(), 0);
+  EXPECT_LT(json["fraction_of_peak"].get<double>(), 1);
+  EXPECT_EQ(json["query_len"], 33);
+}
+
+TEST(BenchAttention, EveryVariantRunsOnEveryTargetAndAgreesWithTheOracle) {
+  const std::vector<Arguments> variants = {{"--window", "16"},
+                                           {"--sinks"},
+                                           {"--soft-cap", "2.5"},
+                                           {"--alibi"},
+                                           {"--no-causal", "--query-len", "5"},
+                                           {"--v-head-dim", "40"},
+                                           {"--head-dim", "96", "--v-head-dim", "64", "--values-in-keys"},
+                                           {"--dtype", "f16", "--page-size", "3"},
+                                           {"--dtype", "f32", "--page-order", "contiguous"},
+                                           {"--dtype", "bf16", "--q-dtype", "f32"},
+                                           {"--contexts", "130,17x3"},
+                                           {"--shared-prefix", "32", "--small-os-pages"}};
+  for (const TargetInfo& target : targets()) {
+    if (!target.available) continue;
+    for (Arguments variant : variants) {
+      variant.insert(variant.end(), {"--target", target.name});
+      const ToolRun run = bench_attention(variant);
+      EXPECT_EQ(run.code, kDone) << target.name << " " << variant[0] << ": " << run.err;
+    }
+  }
+}
+
+TEST(BenchAttention, RefusesShapesThatMakeNoSense) {
+  expect_bad_input(bench_attention({"--context", "0"}), "--context");
+  expect_bad_input(bench_attention({"--query-len", "71"}), "--query-len");
+  expect_bad_input(bench_attention({"--contexts", "12,x"}), "--contexts");
+  expect_bad_input(bench_attention({"--contexts", "-5"}), "--contexts");
+  expect_bad_input(bench_attention({"--shared-prefix", "80"}), "--shared-prefix");
+  expect_bad_input(bench_attention({"--q-heads", "7"}), "");
+  expect_bad_input(bench_attention({"--head-dim", "0"}), "");
+  expect_bad_input(bench_attention({"--dtype", "int3"}), "--dtype");
+  expect_bad_input(bench_attention({"--target", "vax"}), "");
+  expect_bad_input(bench_attention({"--soft-cap", "-1"}), "");
+  expect_bad_input(bench_attention({"--head-dim", "64", "--v-head-dim", "65", "--values-in-keys"}), "--values-in-keys");
+}
+
+TEST(BenchPool, ReportsNanosecondsOfThreeWays) {
+  const ToolRun run = run_captured({"bench", "pool", "--samples", "1", "--pages", "256", "--json", "-"});
+  ASSERT_EQ(run.code, kDone) << run.err;
+  const auto json = nlohmann::json::parse(run.out);
+  for (const char* key : {"one_page_ns_a_page", "batch_64_ns_a_page", "contended_ns_a_page"}) {
+    EXPECT_GT(json[key].get<double>(), 0) << key;
+  }
+}
+
+TEST(BenchPool, RefusesPoolsSmallerThanItsBatches) {
+  expect_bad_input(run_captured({"bench", "pool", "--pages", "8"}), "--pages");
+}
+
+TEST(Bench, WithoutAPartIsBadUsage) { expect_bad_input(run_captured({"bench"}), "subcommand"); }
+
+TEST(BenchSamples, QuantilesAreNearestRanks) {
+  EXPECT_EQ(median({3, 1, 2}), 2);
+  EXPECT_EQ(quantile({5, 1, 4, 2, 3}, 0.1), 1);
+  EXPECT_EQ(quantile({5, 1, 4, 2, 3}, 0.9), 5);
+  EXPECT_EQ(median({}), 0);
+}
+
+TEST(BenchLimits, ReadDependsOnEveryWord) {
+  std::vector<std::byte> memory((std::size_t{1} << 21) + 768, std::byte{0});
+  const std::uint64_t before = read_contiguous(memory);
+  for (const std::size_t at : {std::size_t{0}, std::size_t{1} << 20, memory.size() - 8}) {
+    memory[at] = std::byte{1};
+    EXPECT_NE(read_contiguous(memory), before) << at;
+    memory[at] = std::byte{0};
+  }
+}
+
+TEST(BenchLimits, PeakUnitFollowsTargetAndFormat) {
+  EXPECT_EQ(peak_unit_of("amx", DType::bf16), PeakUnit::kAmxBf16);
+  EXPECT_EQ(peak_unit_of("amx", DType::f16), PeakUnit::kFma512);
+  EXPECT_EQ(peak_unit_of("avx512", DType::bf16), PeakUnit::kFma512);
+  EXPECT_EQ(peak_unit_of("avx2", DType::f32), PeakUnit::kFma256);
+  EXPECT_EQ(peak_unit_of("scalar", DType::f32), PeakUnit::kMulAdd128);
+}
+
+}  // namespace
+}  // namespace pagedkv::tool
