@@ -13,6 +13,7 @@ namespace pagedkv::cache {
 namespace {
 
 constexpr std::uint64_t kMaxPages = 0x7fffffff;  // page ids are 31 bits wide
+constexpr std::uint64_t kMaxBytes = INT64_MAX;   // strides and offsets are signed
 
 Error invalid(const char* what) noexcept { return {Errc::kInvalidArgument, what}; }
 
@@ -45,7 +46,11 @@ Result<std::uint64_t> resolve_capacity(const KvCacheOptions& options, std::uint6
   if (pages == 0) return invalid("capacity_bytes is less than one page");
   if (pages > kMaxPages) return invalid("capacity is more than 2^31 - 1 pages");
   std::uint64_t bytes = 0;
-  if (!checked_mul(pages, page_bytes, bytes) || bytes > static_cast<std::uint64_t>(INT64_MAX)) {
+  if (options.max_capacity_pages > kMaxPages) return invalid("max_capacity_pages is more than 2^31 - 1 pages");
+  if (options.max_capacity_pages != 0 && options.max_capacity_pages < pages) {
+    return invalid("max_capacity_pages is less than the capacity");
+  }
+  if (!checked_mul(std::max(pages, options.max_capacity_pages), page_bytes, bytes) || bytes > kMaxBytes) {
     return invalid("capacity overflows the address space");
   }
   if (options.watermark_pages > pages) return invalid("watermark_pages is more than the capacity");

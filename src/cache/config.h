@@ -3,6 +3,7 @@
 // Layer: cache.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -34,6 +35,10 @@ class Config {
   /// Shape and arithmetic of the layers of a page table. Requires: table < layers().tables().size()
   [[nodiscard]] const AttentionConfig& attention(std::size_t table = 0) const noexcept { return attention_[table]; }
   [[nodiscard]] std::uint64_t capacity_pages() const noexcept { return capacity_pages_; }
+  /// Page ids are below this for ever.
+  [[nodiscard]] std::uint64_t max_pages() const noexcept {
+    return std::max(capacity_pages_, options_.max_capacity_pages);
+  }
 
  private:
   void copy_borrowed(const KvCacheOptions& options);

@@ -17,6 +17,7 @@ namespace pagedkv {
 namespace {
 
 constexpr Error kMovedFrom{Errc::kClosed, "the cache was moved from"};
+constexpr Error kNoPrefixCache{Errc::kUnsupported, "the cache was made without a prefix cache"};
 constexpr Error kBadLayer{Errc::kInvalidArgument, "layer is out of range"};
 
 /// Copies the held rows alone: an almost empty page of 2 MiB costs some kilobytes.
@@ -40,20 +41,30 @@ Result<std::shared_ptr<KvCache::Impl>> KvCache::Impl::create(const KvCacheOption
   if (Result<void> checked = config->assign(options); !checked) return checked.error();
   Result<PagePool> pool = PagePool::create({.page_bytes = config->layout().page_bytes,
                                             .capacity_pages = config->capacity_pages(),
+                                            .max_capacity_pages = options.max_capacity_pages,
                                             .watermark_pages = options.watermark_pages,
                                             .huge_pages = options.huge_pages});
   if (!pool) return pool.error();
   Result<SequenceStore> store = SequenceStore::create(*pool, options.page_size, config->layers().tables());
   if (!store) return store.error();
   store->impl()->copier = std::make_unique<const RowCopier>(config->layout());
-  return std::make_shared<Impl>(std::move(config), std::move(*pool), std::move(*store));
+  std::unique_ptr<cache::PrefixSharing> prefixes;
+  if (options.prefix_cache) {
+    auto made = cache::PrefixSharing::create(*store->impl(), config->layout(), options.prefix);
+    if (!made) return made.error();
+    prefixes = std::move(*made);
+  }
+  return std::make_shared<Impl>(std::move(config), std::move(*pool), std::move(*store), std::move(prefixes));
 } catch (const std::bad_alloc&) {
   return Error{Errc::kOutOfMemory, "no memory for the cache"};
 }
 
-KvCache::Impl::Impl(std::unique_ptr<const cache::Config> checked, PagePool page_pool,
-                    SequenceStore sequence_store) noexcept
-    : config(std::move(checked)), pool(std::move(page_pool)), store(std::move(sequence_store)) {}
+KvCache::Impl::Impl(std::unique_ptr<const cache::Config> checked, PagePool page_pool, SequenceStore sequence_store,
+                    std::unique_ptr<cache::PrefixSharing> prefix_sharing) noexcept
+    : config(std::move(checked)),
+      pool(std::move(page_pool)),
+      store(std::move(sequence_store)),
+      prefixes(std::move(prefix_sharing)) {}
 KvCache::Impl::~Impl() = default;
 
 std::unique_ptr<Step::Impl> KvCache::Impl::take_step() noexcept {
@@ -77,13 +88,18 @@ Result<KvCache> KvCache::create(const KvCacheOptions& options) noexcept {
   return KvCache(std::move(*impl));
 }
 
-Result<Sequence> KvCache::open(std::span<const Token> tokens, const OpenOptions&) noexcept {
+Result<Sequence> KvCache::open(std::span<const Token> tokens, const OpenOptions& options) noexcept {
   if (!impl_) return kMovedFrom;
   if (tokens.size() > sequence::kMaxTokens) {
     return Error{Errc::kInvalidArgument, "a prompt has more than 2^31 - 1 tokens"};
   }
   Result<Sequence> opened = impl_->store.open();
   if (!opened) return opened;
+  if (impl_->prefixes) {
+    Result<void> adopted = impl_->prefixes->adopt(*opened->control(), tokens, options);
+    if (!adopted) return adopted.error();
+    return opened;
+  }
   try {
     opened->control()->token_ids.assign(tokens.begin(), tokens.end());
   } catch (const std::bad_alloc&) {
@@ -159,12 +175,13 @@ CacheStats KvCache::stats() const noexcept {
           .steps_rolled_back = load(impl_->steps_rolled_back),
           .tokens_committed = load(impl_->tokens_committed),
           .copied_pages = load(impl_->store.impl()->copied_pages),
+          .prefix = impl_->prefixes ? impl_->prefixes->stats() : PrefixStats{},
           .bytes_per_token = bytes_per_token,
           .padding_bytes_per_token = bytes_per_token - row_bytes};
 }
 
 const KvCacheOptions& KvCache::options() const noexcept {
-  static constexpr KvCacheOptions kNone = {};
+  static const KvCacheOptions kNone = {};
   return impl_ ? impl_->config->options() : kNone;
 }
 
@@ -174,7 +191,7 @@ Result<KvView> KvCache::view(std::uint32_t layer) const noexcept {
   if (!impl_) return kMovedFrom;
   const cache::Config& config = *impl_->config;
   if (layer >= config.layers().places().size()) return kBadLayer;
-  return config.layout().view(impl_->pool.base(), config.layers().places()[layer].index, config.capacity_pages());
+  return config.layout().view(impl_->pool.base(), config.layers().places()[layer].index, config.max_pages());
 }
 
 Result<std::size_t> KvCache::page_table_of(std::uint32_t layer) const noexcept {
@@ -189,6 +206,31 @@ PagePool& KvCache::pool() noexcept { return impl_->pool; }
 Result<std::uint64_t> KvCache::trim() noexcept {
   if (!impl_) return kMovedFrom;
   return impl_->pool.trim();
+}
+
+Result<void> KvCache::set_capacity(std::uint64_t num_pages) noexcept {
+  return impl_ ? impl_->pool.set_capacity(num_pages) : kMovedFrom;
+}
+
+// The prefix cache ----------------------------------------------------------------------------------------------------
+
+Result<PinId> KvCache::pin(std::span<const Token> tokens, const OpenOptions& options) noexcept {
+  if (!impl_) return kMovedFrom;
+  if (!impl_->prefixes) return kNoPrefixCache;
+  return impl_->prefixes->pin(tokens, options);
+}
+
+Result<void> KvCache::unpin(PinId pin) noexcept {
+  if (!impl_) return kMovedFrom;
+  return impl_->prefixes ? impl_->prefixes->unpin(pin) : kNoPrefixCache;
+}
+
+void KvCache::clear_prefix_cache() noexcept {
+  if (impl_ && impl_->prefixes) impl_->prefixes->clear();
+}
+
+std::uint64_t KvCache::poll_events(CacheEventCallback callback, void* user) noexcept {
+  return impl_ && impl_->prefixes && callback != nullptr ? impl_->prefixes->poll_events(callback, user) : 0;
 }
 
 KvCache::KvCache(std::shared_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}

@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "cache/config.h"
+#include "cache/prefix_sharing.h"
 #include "core/spin_lock.h"
 #include "pagedkv/kv_cache.h"
 #include "pagedkv/page_pool.h"
@@ -21,7 +22,8 @@ struct KvCache::Impl {
   /// Errors: as KvCache::create
   static Result<std::shared_ptr<Impl>> create(const KvCacheOptions& options) noexcept;
 
-  Impl(std::unique_ptr<const cache::Config> checked, PagePool page_pool, SequenceStore sequence_store) noexcept;
+  Impl(std::unique_ptr<const cache::Config> checked, PagePool page_pool, SequenceStore sequence_store,
+       std::unique_ptr<cache::PrefixSharing> prefix_sharing) noexcept;
   ~Impl();
 
   /// A step that ended before, whose arrays have grown already, or a new one. Null if there is no memory.
@@ -32,6 +34,7 @@ struct KvCache::Impl {
   const std::unique_ptr<const cache::Config> config;
   PagePool pool;
   SequenceStore store;
+  const std::unique_ptr<cache::PrefixSharing> prefixes;  ///< Null without a prefix cache.
 
   // Relaxed: each is exact, but a snapshot may lie between two.
   std::atomic<std::uint64_t> steps_begun{0}, steps_committed{0}, steps_rolled_back{0}, tokens_committed{0};

@@ -51,7 +51,7 @@ Result<void> Step::Impl::write(std::uint32_t layer, ConstTensor k, ConstTensor v
   }
   const cache::Config& config = *cache->config;
   const cache::LayerPlace place = config.layers().places()[layer];
-  const KvWriteView pages = config.layout().write_view(cache->pool.base(), place.index, config.capacity_pages());
+  const KvWriteView pages = config.layout().write_view(cache->pool.base(), place.index, config.max_pages());
   return write_kv(config.attention(place.table), pages, tables_[place.table].slots, k, v);
 }
 
@@ -62,7 +62,7 @@ Result<void> Step::Impl::attend(std::uint32_t layer, ConstTensor q, Tensor out, 
   }
   const cache::Config& config = *cache->config;
   const cache::LayerPlace place = config.layers().places()[layer];
-  const KvView pages = config.layout().view(cache->pool.base(), place.index, config.capacity_pages());
+  const KvView pages = config.layout().view(cache->pool.base(), place.index, config.max_pages());
   return tables_[place.table].plan->run(pages, q, out, lse);
 }
 
@@ -142,7 +142,7 @@ Result<void> Step::Impl::commit(std::span<const std::uint32_t> accepted) noexcep
     }
     num_accepted += accepted[i];
   }
-  for (std::size_t i = 0; i < items.size(); ++i) sequence::commit(*items[i].control, accepted[i]);
+  for (std::size_t i = 0; i < items.size(); ++i) commit_item(*items[i].control, accepted[i]);
   cache->steps_committed.fetch_add(1, std::memory_order_relaxed);
   cache->tokens_committed.fetch_add(num_accepted, std::memory_order_relaxed);
   end();
@@ -151,11 +151,17 @@ Result<void> Step::Impl::commit(std::span<const std::uint32_t> accepted) noexcep
 
 Result<void> Step::Impl::commit_all() noexcept {
   if (is_over()) return kOverError;
-  for (const sequence::ReserveItem& item : items) sequence::commit(*item.control, item.num_new_tokens);
+  for (const sequence::ReserveItem& item : items) commit_item(*item.control, item.num_new_tokens);
   cache->steps_committed.fetch_add(1, std::memory_order_relaxed);
   cache->tokens_committed.fetch_add(num_rows, std::memory_order_relaxed);
   end();
   return {};
+}
+
+void Step::Impl::commit_item(Sequence::Control& control, std::uint32_t accepted) noexcept {
+  // Published first, because the commit releases pages behind windows.
+  if (cache->prefixes && accepted > 0) cache->prefixes->publish(control, control.num_tokens + accepted);
+  sequence::commit(control, accepted);
 }
 
 void Step::Impl::roll_back() noexcept {

@@ -46,6 +46,7 @@ struct Step::Impl {
   Result<void> make_slots() noexcept;
   Result<void> make_plans() noexcept;
   Result<void> make_batch();
+  void commit_item(Sequence::Control& control, std::uint32_t accepted) noexcept;
   void end() noexcept;
 
   /// What the tables of a batch do not have in common: the page ids.

@@ -13,10 +13,11 @@ namespace pagedkv::prefix {
 namespace {
 
 // The length before the bytes, so that no two pairs of fields make the same key. Throws std::bad_alloc.
+void append_number(std::string& key, std::uint64_t number) {
+  for (int shift = 0; shift < 64; shift += 8) key.push_back(static_cast<char>(number >> shift & 0xFF));
+}
 void append_framed(std::string& key, std::string_view field) {
-  for (int shift = 0; shift < 64; shift += 8) {
-    key.push_back(static_cast<char>(static_cast<std::uint64_t>(field.size()) >> shift & 0xFF));
-  }
+  append_number(key, field.size());
   key.append(field);
 }
 
@@ -27,14 +28,15 @@ bool is_unused(const std::shared_ptr<Namespace>& name_space) noexcept {
 
 }  // namespace
 
-Result<std::shared_ptr<Namespace>> Namespaces::acquire(std::string_view cache_salt,
-                                                       std::string_view extra_key) noexcept {
+Result<std::shared_ptr<Namespace>> Namespaces::acquire(std::string_view cache_salt, std::string_view extra_key,
+                                                       std::uint64_t page_table) noexcept {
   if (cache_salt.size() > kMaxCacheKeyBytes || extra_key.size() > kMaxCacheKeyBytes) {
     return Error{Errc::kInvalidArgument, "cache_salt or extra_key is longer than 4096 bytes"};
   }
   try {
     std::string key;
-    key.reserve(16 + cache_salt.size() + extra_key.size());
+    key.reserve(24 + cache_salt.size() + extra_key.size());
+    append_number(key, page_table);
     append_framed(key, cache_salt);
     append_framed(key, extra_key);
     const std::scoped_lock guard(mutex_);

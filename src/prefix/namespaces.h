@@ -24,7 +24,8 @@ struct Namespace {
 class Namespaces {
  public:
   /// Errors: kInvalidArgument (a key that is too long), kOutOfMemory
-  Result<std::shared_ptr<Namespace>> acquire(std::string_view cache_salt, std::string_view extra_key) noexcept;
+  Result<std::shared_ptr<Namespace>> acquire(std::string_view cache_salt, std::string_view extra_key,
+                                             std::uint64_t page_table) noexcept;
   /// Those in use or with pages.
   [[nodiscard]] std::uint64_t count() noexcept;
 

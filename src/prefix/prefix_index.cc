@@ -91,8 +91,9 @@ PrefixIndex::~PrefixIndex() {
 }
 
 Result<std::shared_ptr<Namespace>> PrefixIndex::acquire(std::string_view cache_salt,
-                                                        std::string_view extra_key) noexcept {
-  return namespaces_.acquire(cache_salt, extra_key);
+                                                        std::string_view extra_key,
+                                                        std::uint64_t page_table) noexcept {
+  return namespaces_.acquire(cache_salt, extra_key, page_table);
 }
 
 Result<void> PrefixIndex::check(std::span<const RetentionRange> retention) noexcept {

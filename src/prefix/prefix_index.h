@@ -60,10 +60,12 @@ class PrefixIndex final : public pool::PublishedPages {
   /// Unpublishes everything and leaves the pool.
   ~PrefixIndex() override;
 
-  /// The namespace of a salt and an extra key, each compared byte for byte.
+  /// The namespace of a salt and an extra key, each compared byte for byte. Page tables of one sequence hold other rows
+  /// of the same tokens: each has a namespace of its own.
   ///
   /// Errors: kInvalidArgument (longer than kMaxCacheKeyBytes), kOutOfMemory
-  Result<std::shared_ptr<Namespace>> acquire(std::string_view cache_salt, std::string_view extra_key) noexcept;
+  Result<std::shared_ptr<Namespace>> acquire(std::string_view cache_salt, std::string_view extra_key,
+                                             std::uint64_t page_table = 0) noexcept;
 
   /// Finds the longest published prefix of `tokens` in the chain's namespace and retains its pages.
   ///

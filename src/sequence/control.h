@@ -28,6 +28,8 @@
 
 namespace pagedkv {
 
+struct RetentionRange;
+
 namespace sequence {
 
 inline constexpr std::uint64_t kMaxTokens = (std::uint64_t{1} << 31) - 1;  // lengths are 32 bit in every batch
@@ -39,6 +41,7 @@ struct PageTable {
   std::uint64_t window = 0;                          ///< Last one slid to by the caller; 0 = none.
   std::uint32_t num_before = 0;                      ///< In a step: entries before the reservation.
   PageId replaced = kNullPage;                       ///< In a step: the shared page that the last entry is a copy of.
+  PrefixChain chain;                                 ///< How far it is published; moved by cache/.
 };
 
 /// Copies the first `num_tokens` tokens of a page to another, of all layers of the page. Called without locks.
@@ -66,8 +69,9 @@ struct Sequence::Control {
   std::uint64_t num_tokens = 0;                                   ///< Held; without those of a step.
   std::uint64_t num_new_tokens = 0;                               ///< In a step: reserved on top.
   std::uint64_t cached_tokens = 0;                                ///< Found in the prefix cache by open.
-  std::vector<Token> token_ids;      ///< Of tokens 0 .. as far as known; may go beyond num_tokens (a prompt).
-  PrefixChain chain;                 ///< How far it is published; moved by cache/.
+  std::vector<Token> token_ids;  ///< Of tokens 0 .. as far as known; may go beyond num_tokens (a prompt).
+  /// How long its published pages stay, as `open` was told, or null. Shared by forks.
+  std::shared_ptr<const std::vector<RetentionRange>> retention;
   std::uint64_t num_ids_before = 0;  ///< In a step: ids known before the reservation.
 
   /// Page table of a layer group; in a step it holds the reserved pages.

@@ -66,10 +66,10 @@ Result<void> Sequence::truncate(std::uint64_t num_tokens) noexcept {
       table.pages.pop_back();
     }
     table.num_released = std::min(table.num_released, static_cast<std::uint32_t>(num_pages));
+    if (num_tokens < table.chain.num_pages * store.page_size) table.chain.restart();
   }
   control.num_tokens = num_tokens;
   control.cached_tokens = std::min(control.cached_tokens, num_tokens);
-  if (num_tokens < control.chain.num_pages * store.page_size) control.chain.restart();
   if (control.token_ids.size() > num_tokens) control.token_ids.resize(num_tokens);
   return {};
 }
@@ -102,6 +102,7 @@ Result<Sequence> Sequence::fork() noexcept {
       child.tables[g].pages = table.pages;
       child.tables[g].num_released = table.num_released;
       child.tables[g].window = table.window;
+      child.tables[g].chain = table.chain;
     }
     child.token_ids = parent.token_ids;
   } catch (const std::bad_alloc&) {
@@ -115,7 +116,7 @@ Result<Sequence> Sequence::fork() noexcept {
   }
   child.num_tokens = parent.num_tokens;
   child.cached_tokens = parent.cached_tokens;
-  child.chain = parent.chain;
+  child.retention = parent.retention;
   return Sequence(&child);
 }
 

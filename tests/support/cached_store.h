@@ -41,13 +41,13 @@ class CachedStore {
                 std::span<const RetentionRange> retention = {}) {
     Sequence sequence = store_.open().value();
     Sequence::Control& control = *sequence.control();
-    control.chain.name_space = index_->acquire(salt, {}).value();
+    control.tables[0].chain.name_space = index_->acquire(salt, {}).value();
     if (tokens.empty()) return sequence;
     control.token_ids.assign(tokens.begin(), tokens.end());
     auto& table = control.tables[0].pages;
     table.resize((tokens.size() - 1) / page_size_);
     const prefix::Match match =
-        index_->match(control.chain, tokens.first(tokens.size() - 1), {table.data(), table.size()}, retention);
+        index_->match(control.tables[0].chain, tokens.first(tokens.size() - 1), {table.data(), table.size()}, retention);
     table.resize(match.num_pages);
     control.num_tokens = match.num_pages * page_size_;
     if (match.partial != kNullPage) adopt_partial(control, match);
@@ -88,7 +88,7 @@ class CachedStore {
     Sequence::Control& control = *sequence.control();
     auto& table = control.tables[0].pages;
     const std::size_t known = std::min<std::size_t>(control.token_ids.size(), control.num_tokens);
-    return index_->publish(control.chain, std::span<const Token>(control.token_ids).first(known),
+    return index_->publish(control.tables[0].chain, std::span<const Token>(control.token_ids).first(known),
                            {table.data(), table.size()}, retention);
   }
 

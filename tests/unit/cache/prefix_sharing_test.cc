@@ -1,0 +1,292 @@
+// The prefix cache through KvCache: what open finds, what is published, and that nothing leaks.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "pagedkv/kv_cache.h"
+
+namespace pagedkv {
+namespace {
+
+constexpr std::uint32_t kPageSize = 4, kDim = 2;
+
+KvCacheOptions tiny(std::uint64_t capacity_pages) {
+  return {.shape = {.num_layers = 2, .num_q_heads = 1, .num_kv_heads = 1, .head_dim = kDim, .dtype = DType::f32},
+          .page_size = kPageSize,
+          .capacity_pages = capacity_pages};
+}
+KvCache tiny_cache(std::uint64_t capacity_pages) { return KvCache::create(tiny(capacity_pages)).value(); }
+
+std::vector<Token> run_of_tokens(std::size_t count, Token first = 0) {
+  std::vector<Token> tokens(count);
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+
+/// Feeds what the sequence does not hold of its prompt; K and V of a token are the token.
+void prefill(KvCache& cache, Sequence& sequence, const std::vector<Token>& prompt) {
+  const auto begin = static_cast<std::size_t>(sequence.num_tokens());
+  Step step = cache.begin_step({{&sequence, static_cast<std::uint32_t>(prompt.size() - begin)}}).value();
+  std::vector<float> rows;
+  for (std::size_t t = begin; t < prompt.size(); ++t) rows.insert(rows.end(), kDim, static_cast<float>(prompt[t]));
+  for (std::uint32_t layer = 0; layer < 2; ++layer) ASSERT_TRUE(step.write(layer, rows, rows));
+  ASSERT_TRUE(step.commit());
+}
+
+Sequence serve(KvCache& cache, const std::vector<Token>& prompt, const OpenOptions& options = {}) {
+  Sequence sequence = cache.open(prompt, options).value();
+  prefill(cache, sequence, prompt);
+  return sequence;
+}
+
+float k_of(const KvCache& cache, const Sequence& sequence, std::uint64_t token) {
+  const KvView view = cache.view(1).value();
+  const std::int64_t page = to_index(sequence.pages()[token / kPageSize]);
+  const auto offset = static_cast<std::int64_t>(token % kPageSize) * view.k_token_stride;
+  return *reinterpret_cast<const float*>(static_cast<const std::byte*>(view.k) + page * view.k_page_stride + offset);
+}
+
+TEST(PrefixSharing, OpenHoldsTheLongestCachedPrefix) {
+  KvCache cache = tiny_cache(16);
+  const std::vector<Token> prompt = run_of_tokens(14);
+  const Sequence first = serve(cache, prompt);
+  EXPECT_EQ(first.cached_tokens(), 0u);
+  const Sequence second = cache.open(run_of_tokens(30)).value();
+  EXPECT_EQ(second.num_tokens(), 12u);
+  EXPECT_EQ(second.cached_tokens(), 12u);
+  EXPECT_TRUE(std::equal(second.pages().begin(), second.pages().end(), first.pages().begin()));
+  const CacheStats stats = cache.stats();
+  EXPECT_EQ(stats.prefix.lookups, 2u);
+  EXPECT_EQ(stats.prefix.hit_tokens, 12u);
+  EXPECT_EQ(stats.pool.shared_pages, 3u);
+}
+
+TEST(PrefixSharing, TheLastTokenOfAPromptIsAlwaysComputed) {
+  KvCache cache = tiny_cache(16);
+  const std::vector<Token> prompt = run_of_tokens(8);
+  (void)serve(cache, prompt);
+  Sequence again = cache.open(prompt).value();
+  EXPECT_EQ(again.num_tokens(), 7u) << "four rows of the second page's are copied, less the last";
+  EXPECT_EQ(cache.open(std::vector<Token>{0}).value().num_tokens(), 0u);
+}
+
+TEST(PrefixSharing, RowsOfAPageThatMatchesInPartAreCopied) {
+  KvCache cache = tiny_cache(16);
+  const Sequence first = serve(cache, run_of_tokens(8));
+  std::vector<Token> other = run_of_tokens(8);
+  other[6] = 99;
+  Sequence second = cache.open(other).value();
+  EXPECT_EQ(second.num_tokens(), 6u);
+  EXPECT_NE(second.pages()[1], first.pages()[1]);
+  prefill(cache, second, other);
+  for (std::uint64_t t = 0; t < 8; ++t) EXPECT_EQ(k_of(cache, second, t), static_cast<float>(other[t]));
+  EXPECT_EQ(k_of(cache, first, 6), 6) << "the page that was copied is untouched";
+}
+
+TEST(PrefixSharing, WithoutAPageForTheCopyOpenDoesWithout) {
+  KvCache cache = tiny_cache(2);
+  const Sequence first = serve(cache, run_of_tokens(8));
+  EXPECT_EQ(cache.open(run_of_tokens(7)).value().num_tokens(), 4u);
+  EXPECT_EQ(cache.stats().pool.used_pages, 2u);
+}
+
+TEST(PrefixSharing, SaltsAndExtraKeysAreNamespaces) {
+  KvCache cache = tiny_cache(32);
+  const std::vector<Token> prompt = run_of_tokens(9);
+  (void)serve(cache, prompt, {.cache_salt = "ab", .extra_key = "c"});
+  EXPECT_EQ(cache.open(prompt).value().cached_tokens(), 0u);
+  EXPECT_EQ(cache.open(prompt, {.cache_salt = "a", .extra_key = "bc"}).value().cached_tokens(), 0u);
+  EXPECT_EQ(cache.open(prompt, {.cache_salt = "abc"}).value().cached_tokens(), 0u);
+  EXPECT_EQ(cache.open(prompt, {.cache_salt = "ab", .extra_key = "c"}).value().cached_tokens(), 8u);
+}
+
+TEST(PrefixSharing, BadOpenOptionsAreRefusedAndHoldNothing) {
+  KvCache cache = tiny_cache(8);
+  const std::vector<Token> prompt = run_of_tokens(9);
+  (void)serve(cache, prompt);
+  const std::string megabyte(1 << 20, 'x');
+  const std::array<RetentionRange, 1> empty{{{.begin_token = 4, .end_token = 4}}};
+  const std::array<RetentionRange, 1> high{{{.priority = 101}}};
+  EXPECT_EQ(cache.open(prompt, {.cache_salt = megabyte}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.open(prompt, {.extra_key = megabyte}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.open(prompt, {.retention = empty}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.open(prompt, {.retention = high}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.stats().open_sequences, 0u);
+  EXPECT_EQ(cache.stats().pool.used_pages, 0u);
+}
+
+TEST(PrefixSharing, PagesComputedTwiceAreMergedWhenPublished) {
+  KvCache cache = tiny_cache(16);
+  const std::vector<Token> prompt = run_of_tokens(8);
+  Sequence a = cache.open(prompt).value(), b = cache.open(prompt).value();
+  prefill(cache, a, prompt);
+  prefill(cache, b, prompt);
+  EXPECT_EQ(a.pages()[0], b.pages()[0]);
+  EXPECT_EQ(a.pages()[1], b.pages()[1]);
+  EXPECT_EQ(cache.stats().pool.used_pages, 2u);
+  EXPECT_EQ(cache.stats().prefix.merged_pages, 2u);
+}
+
+TEST(PrefixSharing, DecodedTokensArePublishedWhenTheirIdsAreGiven) {
+  KvCache cache = tiny_cache(16);
+  Sequence chat = serve(cache, run_of_tokens(6));
+  const std::vector<float> rows(2 * kDim, 7);
+  const std::vector<Token> answer{6, 7};
+  Step step = cache.begin_step({{&chat, 2, answer}}).value();
+  for (std::uint32_t layer = 0; layer < 2; ++layer) ASSERT_TRUE(step.write(layer, rows, rows));
+  ASSERT_TRUE(step.commit());
+  EXPECT_EQ(cache.open(run_of_tokens(20)).value().cached_tokens(), 8u);
+}
+
+TEST(PrefixSharing, PagesOfUnknownTokensAreNotPublished) {
+  KvCache cache = tiny_cache(16);
+  Sequence chat = cache.open().value();
+  prefill(cache, chat, run_of_tokens(8));
+  EXPECT_EQ(cache.stats().prefix.published_pages, 0u);
+  EXPECT_EQ(cache.open(run_of_tokens(20)).value().cached_tokens(), 0u);
+}
+
+TEST(PrefixSharing, RolledBackAndRejectedTokensAreNotPublished) {
+  KvCache cache = tiny_cache(16);
+  const std::vector<Token> prompt = run_of_tokens(9);
+  Sequence a = cache.open(prompt).value();
+  {
+    Step dropped = cache.begin_step({{&a, 9}}).value();
+  }
+  EXPECT_EQ(cache.stats().prefix.published_pages, 0u);
+  Step step = cache.begin_step({{&a, 9}}).value();
+  ASSERT_TRUE(step.commit(std::array<std::uint32_t, 1>{7}));
+  EXPECT_EQ(cache.stats().prefix.published_pages, 1u);
+}
+
+TEST(PrefixSharing, TruncatingIntoAPublishedPageAndWritingCopiesIt) {
+  KvCache cache = tiny_cache(16);
+  Sequence a = serve(cache, run_of_tokens(8));
+  ASSERT_TRUE(a.truncate(6));
+  const std::vector<float> rows(2 * kDim, 77);
+  const std::vector<Token> other{50, 51};
+  Step step = cache.begin_step({{&a, 2, other}}).value();
+  for (std::uint32_t layer = 0; layer < 2; ++layer) ASSERT_TRUE(step.write(layer, rows, rows));
+  ASSERT_TRUE(step.commit());
+  const Sequence b = cache.open(run_of_tokens(20)).value();
+  EXPECT_EQ(b.cached_tokens(), 8u);
+  EXPECT_EQ(k_of(cache, b, 6), 6);
+  EXPECT_EQ(k_of(cache, a, 6), 77);
+}
+
+TEST(PrefixSharing, ClosedSequencesLeaveEvictablePagesThatPressureTakesSuffixesFirst) {
+  KvCache cache = tiny_cache(4);
+  (void)serve(cache, run_of_tokens(16));
+  EXPECT_EQ(cache.stats().pool.evictable_pages, 4u);
+  EXPECT_EQ(cache.stats().pool.used_pages, 0u);
+  EXPECT_EQ(cache.pages_available(), 4u);
+  EXPECT_TRUE(cache.can_admit(16));
+  Sequence other = serve(cache, run_of_tokens(5, 100));
+  EXPECT_EQ(cache.stats().pool.evictions, 2u);
+  EXPECT_EQ(cache.open(run_of_tokens(16)).value().cached_tokens(), 8u);
+}
+
+TEST(PrefixSharing, PinnedPrefixesOutlastPressure) {
+  KvCache cache = tiny_cache(4);
+  (void)serve(cache, run_of_tokens(8));
+  const PinId pin = cache.pin(run_of_tokens(8)).value();
+  EXPECT_EQ(cache.begin_step({{nullptr, 1}}).error(), Errc::kInvalidArgument);
+  Sequence other = cache.open().value();
+  EXPECT_EQ(cache.begin_step({{&other, 16}}).error(), Errc::kOutOfPages);
+  EXPECT_EQ(cache.stats().prefix.pinned_pages, 2u);
+  ASSERT_TRUE(cache.unpin(pin));
+  EXPECT_TRUE(cache.begin_step({{&other, 16}}));
+  EXPECT_EQ(cache.unpin(pin).error(), Errc::kNotFound);
+  EXPECT_EQ(cache.unpin(PinId{12345}).error(), Errc::kNotFound);
+  EXPECT_EQ(cache.pin(run_of_tokens(8, 500)).error(), Errc::kNotFound);
+}
+
+TEST(PrefixSharing, RetentionPriorityDecidesWhoGoesFirst) {
+  KvCache cache = tiny_cache(4);
+  const std::array<RetentionRange, 1> keep{{{.priority = 80}}};
+  (void)serve(cache, run_of_tokens(8), {.retention = keep});
+  (void)serve(cache, run_of_tokens(8, 100));
+  (void)serve(cache, run_of_tokens(8, 200));
+  EXPECT_EQ(cache.open(run_of_tokens(9)).value().cached_tokens(), 8u) << "older, but of a higher priority";
+  EXPECT_EQ(cache.open(run_of_tokens(9, 100)).value().cached_tokens(), 0u);
+}
+
+TEST(PrefixSharing, EventsTellWhatIsStoredEvictedAndCleared) {
+  KvCacheOptions options = tiny(2);
+  options.prefix.event_capacity = 16;
+  KvCache cache = KvCache::create(options).value();
+  (void)serve(cache, run_of_tokens(4));
+  (void)serve(cache, run_of_tokens(8, 100));
+  cache.clear_prefix_cache();
+  std::vector<CacheEventKind> kinds;
+  const auto record = [](void* user, const CacheEvent& event) noexcept {
+    static_cast<std::vector<CacheEventKind>*>(user)->push_back(event.kind);
+  };
+  EXPECT_EQ(cache.poll_events(record, &kinds), 5u);
+  using enum CacheEventKind;
+  EXPECT_EQ(kinds, (std::vector<CacheEventKind>{kStored, kEvicted, kStored, kStored, kCleared}));
+  EXPECT_EQ(cache.poll_events(record, &kinds), 0u);
+  EXPECT_EQ(cache.poll_events(nullptr, nullptr), 0u);
+  EXPECT_EQ(cache.open(run_of_tokens(9, 100)).value().cached_tokens(), 0u);
+}
+
+std::uint64_t same_hash(const Token*, std::size_t, std::uint64_t) noexcept { return 42; }
+
+TEST(PrefixSharing, NothingLeaksWhenEveryHashCollides) {
+  KvCacheOptions options = tiny(64);
+  options.prefix.hash = &same_hash;
+  KvCache cache = KvCache::create(options).value();
+  std::vector<Sequence> served;
+  for (Token first = 0; first < 8; ++first) served.push_back(serve(cache, run_of_tokens(9, first * 100)));
+  for (Token first = 0; first < 8; ++first) {
+    const Sequence again = cache.open(run_of_tokens(9, first * 100)).value();
+    ASSERT_EQ(again.cached_tokens(), 8u);
+    for (std::uint64_t t = 0; t < 8; ++t) EXPECT_EQ(k_of(cache, again, t), static_cast<float>(first * 100 + Token(t)));
+  }
+  EXPECT_EQ(cache.open(run_of_tokens(9, 4)).value().cached_tokens(), 0u);
+}
+
+TEST(PrefixSharing, CanBeTurnedOff) {
+  KvCacheOptions options = tiny(8);
+  options.prefix_cache = false;
+  KvCache cache = KvCache::create(options).value();
+  (void)serve(cache, run_of_tokens(8));
+  EXPECT_EQ(cache.open(run_of_tokens(8)).value().cached_tokens(), 0u);
+  EXPECT_EQ(cache.stats().pool.evictable_pages, 0u);
+  EXPECT_EQ(cache.pin(run_of_tokens(8)).error(), Errc::kUnsupported);
+  EXPECT_EQ(cache.unpin(PinId{1}).error(), Errc::kUnsupported);
+}
+
+TEST(PrefixSharing, CapacityIsRaisedAndLoweredWhileServing) {
+  KvCacheOptions options = tiny(4);
+  options.max_capacity_pages = 8;
+  KvCache cache = KvCache::create(options).value();
+  Sequence a = serve(cache, run_of_tokens(16));
+  ASSERT_TRUE(cache.set_capacity(8));
+  Sequence b = serve(cache, run_of_tokens(16, 100));
+  EXPECT_EQ(k_of(cache, b, 15), 115);
+  EXPECT_EQ(cache.set_capacity(9).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.set_capacity(7).error(), Errc::kInvalidArgument) << "less than is in use";
+  ASSERT_TRUE(a.close());
+  ASSERT_TRUE(cache.set_capacity(4)) << "cached pages are evicted";
+  EXPECT_EQ(cache.pages_available(), 0u);
+  EXPECT_EQ(cache.open(run_of_tokens(16)).value().cached_tokens(), 0u);
+}
+
+TEST(PrefixSharing, SequencesOutliveTheCache) {
+  Sequence a;
+  {
+    KvCache cache = tiny_cache(8);
+    a = serve(cache, run_of_tokens(10));
+  }
+  EXPECT_EQ(a.num_tokens(), 10u);
+  ASSERT_TRUE(a.truncate(6));
+  EXPECT_TRUE(a.append(3));
+}
+
+}  // namespace
+}  // namespace pagedkv
