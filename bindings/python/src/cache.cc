@@ -82,11 +82,9 @@ nb::object new_output(nb::handle q, std::initializer_list<std::int64_t> shape) {
   return nb::module_::import_("pagedkv.arrays").attr("empty_beside")(q, nb::tuple(extents));
 }
 
-void bind_sequence(nb::module_& m) {
-  nb::class_<PySequence>(m, "Sequence",
-                         "One growing token stream; dropping it releases its pages. One thread at a time.")
-      .def_prop_ro(
-          "num_tokens", [](PySequence& s) { return s.sequence.num_tokens(); }, "Tokens held.")
+void bind_sequence_facts(nb::class_<PySequence>& sequence) {
+  sequence.def_prop_ro(
+              "num_tokens", [](PySequence& s) { return s.sequence.num_tokens(); }, "Tokens held.")
       .def_prop_ro(
           "cached_tokens", [](PySequence& s) { return s.sequence.cached_tokens(); },
           "Of those, found in the prefix cache when opened.")
@@ -107,7 +105,14 @@ void bind_sequence(nb::module_& m) {
             const auto tokens = s.sequence.tokens();
             return std::vector<Token>(tokens.begin(), tokens.end());
           },
-          "Ids of the tokens, as far as they were given.")
+          "Ids of the tokens, as far as they were given.");
+}
+
+void bind_sequence(nb::module_& m) {
+  nb::class_<PySequence> sequence(m, "Sequence",
+                                  "One growing token stream; dropping it releases its pages. One thread at a time.");
+  bind_sequence_facts(sequence);
+  sequence
       .def(
           "append",
           [](PySequence& s, std::uint32_t num_tokens) {
@@ -298,26 +303,52 @@ std::unique_ptr<PyStep> begin_step(PyCache& c, const Items& items) {
   return std::make_unique<PyStep>(unwrap(c.cache.begin_step(described)), c.shape, std::move(sequences));
 }
 
+/// Counts by name.
+nb::dict stats_of(PyCache& c) {
+  const CacheStats s = c.cache.stats();
+  nb::dict d;
+  d["capacity_pages"] = s.pool.capacity_pages;
+  d["used_pages"] = s.pool.used_pages;
+  d["evictable_pages"] = s.pool.evictable_pages;
+  d["free_pages"] = s.pool.free_pages;
+  d["shared_pages"] = s.pool.shared_pages;
+  d["peak_used_pages"] = s.pool.peak_used_pages;
+  d["committed_bytes"] = s.pool.committed_bytes;
+  d["metadata_bytes"] = s.pool.metadata_bytes;
+  d["allocations"] = s.pool.allocations;
+  d["failed_allocations"] = s.pool.failed_allocations;
+  d["evictions"] = s.pool.evictions;
+  d["huge_pages"] = s.pool.huge_pages;
+  d["open_sequences"] = s.open_sequences;
+  d["steps_begun"] = s.steps_begun;
+  d["steps_committed"] = s.steps_committed;
+  d["steps_rolled_back"] = s.steps_rolled_back;
+  d["tokens_committed"] = s.tokens_committed;
+  d["copied_pages"] = s.copied_pages;
+  return d;
+}
+
+void bind_cache_facts(nb::class_<PyCache>& cache) {
+  cache.def_prop_ro("page_bytes", [](PyCache& c) { return c.cache.page_bytes(); })
+      .def_prop_ro(
+          "page_size", [](PyCache& c) { return c.cache.options().page_size; }, "Tokens a page.")
+      .def_prop_ro("num_layers", [](PyCache& c) { return c.shape.num_layers; })
+      .def_prop_ro("num_q_heads", [](PyCache& c) { return c.shape.num_q_heads; })
+      .def_prop_ro("num_kv_heads", [](PyCache& c) { return c.shape.num_kv_heads; })
+      .def_prop_ro("head_dim", [](PyCache& c) { return c.shape.head_dim; })
+      .def_prop_ro("dtype", [](PyCache& c) { return to_string(c.shape.dtype); }, "\"f32\", \"f16\" or \"bf16\".");
+}
+
 void bind_cache(nb::module_& m) {
-  nb::class_<PyCache>(m, "KvCache", "One pool of pages, shared by many sequences. Thread-safe.")
-      .def(
-          "__init__",
-          [](PyCache* self, std::uint32_t num_layers, std::uint32_t num_q_heads, std::uint32_t num_kv_heads,
-             std::uint32_t head_dim, std::uint32_t v_head_dim, const std::string& dtype, std::uint32_t page_size,
-             std::uint64_t capacity_bytes, std::uint64_t capacity_pages, std::uint64_t watermark_pages, bool huge_pages,
-             float sm_scale, bool causal, std::int32_t window_left, float logits_soft_cap, nb::object sinks,
-             nb::object alibi_slopes, const std::string& target) {
-            new (self) PyCache(
-                std::move(*make_cache(num_layers, num_q_heads, num_kv_heads, head_dim, v_head_dim, dtype, page_size,
-                                      capacity_bytes, capacity_pages, watermark_pages, huge_pages, sm_scale, causal,
-                                      window_left, logits_soft_cap, sinks, alibi_slopes, target)));
-          },
-          nb::kw_only(), "num_layers"_a, "num_q_heads"_a, "num_kv_heads"_a, "head_dim"_a, "v_head_dim"_a = 0,
-          "dtype"_a = "bf16", "page_size"_a = 16, "capacity_bytes"_a = 0, "capacity_pages"_a = 0,
-          "watermark_pages"_a = 0, "huge_pages"_a = true, "sm_scale"_a = 0.0F, "causal"_a = true, "window_left"_a = -1,
-          "logits_soft_cap"_a = 0.0F, "sinks"_a = nb::none(), "alibi_slopes"_a = nb::none(), "target"_a = "",
-          "One of capacity_bytes and capacity_pages says how much; sm_scale 0 means 1 / sqrt(head_dim); v_head_dim 0 "
-          "means head_dim; target names a kernel target, empty for the best.")
+  nb::class_<PyCache> cache(m, "KvCache", "One pool of pages, shared by many sequences. Thread-safe.");
+  bind_cache_facts(cache);
+  cache
+      .def(nb::new_(&make_cache), nb::kw_only(), "num_layers"_a, "num_q_heads"_a, "num_kv_heads"_a, "head_dim"_a,
+           "v_head_dim"_a = 0, "dtype"_a = "bf16", "page_size"_a = 16, "capacity_bytes"_a = 0, "capacity_pages"_a = 0,
+           "watermark_pages"_a = 0, "huge_pages"_a = true, "sm_scale"_a = 0.0F, "causal"_a = true, "window_left"_a = -1,
+           "logits_soft_cap"_a = 0.0F, "sinks"_a = nb::none(), "alibi_slopes"_a = nb::none(), "target"_a = "",
+           "One of capacity_bytes and capacity_pages says how much; sm_scale 0 means 1 / sqrt(head_dim); v_head_dim 0 "
+           "means head_dim; target names a kernel target, empty for the best.")
       .def("open", &open_sequence, "tokens"_a = nb::none(), "cache_salt"_a = "", "extra_key"_a = "",
            "Opens a sequence; with the prompt's token ids it already holds the longest cached prefix (num_tokens).")
       .def("begin_step", &begin_step, "items"_a,
@@ -347,41 +378,7 @@ void bind_cache(nb::module_& m) {
       .def(
           "trim", [](PyCache& c) { return unwrap(c.cache.trim()); },
           "Gives the memory of free pages back to the system; returns the bytes given.")
-      .def_prop_ro("page_bytes", [](PyCache& c) { return c.cache.page_bytes(); })
-      .def_prop_ro(
-          "page_size", [](PyCache& c) { return c.cache.options().page_size; }, "Tokens a page.")
-      .def_prop_ro("num_layers", [](PyCache& c) { return c.shape.num_layers; })
-      .def_prop_ro("num_q_heads", [](PyCache& c) { return c.shape.num_q_heads; })
-      .def_prop_ro("num_kv_heads", [](PyCache& c) { return c.shape.num_kv_heads; })
-      .def_prop_ro("head_dim", [](PyCache& c) { return c.shape.head_dim; })
-      .def_prop_ro(
-          "dtype", [](PyCache& c) { return to_string(c.shape.dtype); }, "\"f32\", \"f16\" or \"bf16\".")
-      .def(
-          "stats",
-          [](PyCache& c) {
-            const CacheStats s = c.cache.stats();
-            nb::dict d;
-            d["capacity_pages"] = s.pool.capacity_pages;
-            d["used_pages"] = s.pool.used_pages;
-            d["evictable_pages"] = s.pool.evictable_pages;
-            d["free_pages"] = s.pool.free_pages;
-            d["shared_pages"] = s.pool.shared_pages;
-            d["peak_used_pages"] = s.pool.peak_used_pages;
-            d["committed_bytes"] = s.pool.committed_bytes;
-            d["metadata_bytes"] = s.pool.metadata_bytes;
-            d["allocations"] = s.pool.allocations;
-            d["failed_allocations"] = s.pool.failed_allocations;
-            d["evictions"] = s.pool.evictions;
-            d["huge_pages"] = s.pool.huge_pages;
-            d["open_sequences"] = s.open_sequences;
-            d["steps_begun"] = s.steps_begun;
-            d["steps_committed"] = s.steps_committed;
-            d["steps_rolled_back"] = s.steps_rolled_back;
-            d["tokens_committed"] = s.tokens_committed;
-            d["copied_pages"] = s.copied_pages;
-            return d;
-          },
-          nb::sig("def stats(self) -> dict[str, int]"), "Exact counts of this moment.");
+      .def("stats", &stats_of, nb::sig("def stats(self) -> dict[str, int]"), "Exact counts of this moment.");
 }
 
 }  // namespace
