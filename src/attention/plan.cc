@@ -225,7 +225,7 @@ double Planned::seconds() const noexcept {
 
 }  // namespace
 
-struct AttentionPlan::Impl : Planned {};
+struct PAGEDKV_LOCAL AttentionPlan::Impl : Planned {};
 
 Result<std::size_t> AttentionPlan::workspace_bytes(const AttentionConfig& config,
                                                    const AttentionBatch& batch) noexcept {

@@ -18,7 +18,7 @@
 
 namespace pagedkv {
 
-struct KvCache::Impl {
+struct PAGEDKV_LOCAL KvCache::Impl {
   /// Errors: as KvCache::create
   static Result<std::shared_ptr<Impl>> create(const KvCacheOptions& options) noexcept;
 

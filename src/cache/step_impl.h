@@ -24,7 +24,7 @@
 
 namespace pagedkv {
 
-struct Step::Impl {
+struct PAGEDKV_LOCAL Step::Impl {
   /// Reserves the pages of all items. Errors: as KvCache::begin_step, and then nothing changed.
   Result<void> begin(const std::shared_ptr<KvCache::Impl>& cache, std::span<const StepItem> items) noexcept;
   Result<void> write(std::uint32_t layer, ConstTensor k, ConstTensor v) noexcept;

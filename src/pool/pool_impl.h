@@ -45,7 +45,7 @@ class PublishedPages {
 
 }  // namespace pool
 
-struct PagePool::Impl {
+struct PAGEDKV_LOCAL PagePool::Impl {
   /// As PagePool::create, over memory calls of the caller's (which must outlive the pool).
   static Result<std::shared_ptr<Impl>> create(const PagePoolOptions& options, memory::OsMemory& os) noexcept;
 

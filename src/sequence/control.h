@@ -61,7 +61,7 @@ struct ReserveItem {
 }  // namespace sequence
 
 /// Lives in the store's pool of nodes. Owned by its Sequence, and by the step that it is in: the last one frees it.
-struct Sequence::Control {
+struct PAGEDKV_LOCAL Sequence::Control {
   explicit Control(std::shared_ptr<SequenceStore::Impl> owner) noexcept : store(std::move(owner)) {}
 
   std::shared_ptr<SequenceStore::Impl> store;                     ///< The store (and the pool) that it is of.

@@ -14,7 +14,7 @@
 
 namespace pagedkv {
 
-struct SequenceStore::Impl {
+struct PAGEDKV_LOCAL SequenceStore::Impl {
   Impl(std::shared_ptr<PagePool::Impl> page_pool, std::uint32_t tokens_a_page, std::vector<LayerGroup> layer_groups)
       : pool(std::move(page_pool)), page_size(tokens_a_page), groups(std::move(layer_groups)) {}
 

@@ -50,6 +50,8 @@ case $kind in
     readelf -d "$library" | grep -F 'SONAME'
     foreign=$(nm -D --defined-only --demangle "$library" | awk '{ $1 = $2 = ""; print }' |
       grep -vE '^ *((vtable|typeinfo|typeinfo name) for )?(pagedkv::|pagedkv_|kvcache_)' || true)
+    private=$(nm -D --defined-only --demangle "$library" | grep -E '::(Impl|Control)::' || true)
+    foreign+=$private
     [ -z "$foreign" ] || { echo "libpagedkv.so exports:" && echo "$foreign" && exit 1; }
     ;;
   *) echo "unknown kind $kind" && exit 2 ;;
