@@ -14,4 +14,8 @@ inline constexpr std::int32_t kDecodeColumns = 16;
 void attend_decode(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept;
 std::size_t decode_scratch_bytes(const AttendParams& params) noexcept;
 
+/// Prefill: any number of columns, limited by the matrix unit.
+void attend_prefill(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept;
+std::size_t prefill_scratch_bytes(const AttendParams& params) noexcept;
+
 }  // namespace pagedkv::kernels::amx

@@ -166,10 +166,10 @@ struct Visible {
 };
 PAGEDKV_AMX_INLINE Visible visible_keys(const AttendParams& params, const AttendTask& task, int row) noexcept {
   const std::int64_t position = task.first_pos + row;
-  const std::int64_t end = params.causal ? std::min(task.kv_end, position + 1) : task.kv_end;
-  const std::int64_t first =
-      params.window_left < 0 ? task.kv_begin : std::max(task.kv_begin, position - params.window_left);
-  return {static_cast<std::int32_t>(first), static_cast<std::int32_t>(std::max(first, end))};
+  const std::int64_t left = params.window_left < 0 ? task.kv_begin : position - params.window_left;
+  const std::int64_t right = params.causal ? position + 1 : task.kv_end;
+  const std::int64_t first = std::clamp(left, task.kv_begin, task.kv_end);
+  return {static_cast<std::int32_t>(first), static_cast<std::int32_t>(std::clamp(right, first, task.kv_end))};
 }
 
 /// What turns a row's unnormalised sums into its state: out = factor * sums.

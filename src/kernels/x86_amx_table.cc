@@ -1,4 +1,6 @@
 // The hand-written AMX kernels, by shape.
+#include <iterator>
+
 #include "kernels/kernel_table.h"
 #include "kernels/x86_amx_kernels.h"
 
@@ -12,13 +14,28 @@ std::size_t decode_scratch(const AttendParams& params, std::int32_t) noexcept {
 }
 constexpr AttendKernel kDecode = {amx::attend_decode, decode_scratch, amx::kDecodeColumns};
 
+std::size_t prefill_scratch(const AttendParams& params, std::int32_t) noexcept {
+  return amx::prefill_scratch_bytes(params);
+}
+// A task of 2048 columns pays for packing K and V and leaves work to share out.
+constexpr AttendKernel kPrefill[] = {
+    {amx::attend_prefill, prefill_scratch, 1024}, {amx::attend_prefill, prefill_scratch, 512},
+    {amx::attend_prefill, prefill_scratch, 256},  {amx::attend_prefill, prefill_scratch, 128},
+    {amx::attend_prefill, prefill_scratch, 64},   {amx::attend_prefill, prefill_scratch, 32}};
+
+const AttendKernel* prefill_for(std::uint32_t group) noexcept {
+  const AttendKernel* kernel = kPrefill;
+  for (std::uint32_t columns = 2; columns < group && kernel + 1 != std::end(kPrefill); columns *= 2) ++kernel;
+  return kernel;
+}
+
 }  // namespace
 
 const AttendKernel* find_amx_attend(const AttendParams& params, std::int64_t q_len) noexcept {
   if (params.kv_dtype != DType::bf16) return nullptr;
   // Columns are the rows of the sequence times the heads of the group; both factors are at most 2^32.
   if (q_len <= amx::kDecodeColumns && q_len * params.group <= amx::kDecodeColumns) return &kDecode;
-  return nullptr;
+  return prefill_for(params.group);
 }
 #else
 const AttendKernel* find_amx_attend(const AttendParams&, std::int64_t) noexcept { return nullptr; }

@@ -90,8 +90,7 @@ PrefixIndex::~PrefixIndex() {
   pool_->set_published_pages_locked(nullptr);
 }
 
-Result<std::shared_ptr<Namespace>> PrefixIndex::acquire(std::string_view cache_salt,
-                                                        std::string_view extra_key,
+Result<std::shared_ptr<Namespace>> PrefixIndex::acquire(std::string_view cache_salt, std::string_view extra_key,
                                                         std::uint64_t page_table) noexcept {
   return namespaces_.acquire(cache_salt, extra_key, page_table);
 }

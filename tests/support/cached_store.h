@@ -46,8 +46,8 @@ class CachedStore {
     control.token_ids.assign(tokens.begin(), tokens.end());
     auto& table = control.tables[0].pages;
     table.resize((tokens.size() - 1) / page_size_);
-    const prefix::Match match =
-        index_->match(control.tables[0].chain, tokens.first(tokens.size() - 1), {table.data(), table.size()}, retention);
+    const prefix::Match match = index_->match(control.tables[0].chain, tokens.first(tokens.size() - 1),
+                                              {table.data(), table.size()}, retention);
     table.resize(match.num_pages);
     control.num_tokens = match.num_pages * page_size_;
     if (match.partial != kNullPage) adopt_partial(control, match);

@@ -1,0 +1,528 @@
+// Prefill over bf16 pages with AMX: many query columns against every key, limited by the matrix and vector units.
+//
+// A column is a (query row, head) of the group, rows outermost, so that any group fills the tiles; 64 columns advance
+// together. Per chunk of 512 tokens K is copied into tiles and V into transposed tiles, which absorbs page sizes,
+// strides and odd dimensions; then every column block goes over the chunk in blocks of 256 tokens: scores S = K q^T
+// with the softmax of the tile before interleaved, then sums += V^T P. Accumulators f32, weights bf16.
+//
+// The maximum of a column is that of its first tile with a visible key; if its sum overflows 2^60 the block is done
+// again with the true maximum, column by column, so that a row's arithmetic never depends on the others. Reads each K
+// and V byte once a task of up to 2048 columns. Limit: port 0 beside TMUL (softmax), L2 to L1 traffic.
+#include "kernels/x86_amx_kernels.h"
+#include "kernels/x86_amx_rows.h"
+#include "kernels/x86_amx_score.h"
+
+#if defined(__x86_64__)
+PAGEDKV_AMX_BEGIN
+namespace pagedkv::kernels::amx {
+namespace {
+
+constexpr int kChunk = 512;  // tokens packed at a time: K and V 256 KiB at head_dim 128
+constexpr int kBlock = 256;  // tokens between scores and sums: weights 32 KiB, in L1
+constexpr int kBlockTiles = kBlock / kTileRows;
+constexpr int kGroupTokens = 32;                // depth of a V tile
+constexpr std::size_t kBlockBudget = 3u << 19;  // bytes of queries and sums that should stay in L2
+constexpr int kMaxBlocks = 32;
+
+int round_tiles(std::uint32_t dim, int multiple) noexcept {
+  return ceil_to(static_cast<int>(dim), multiple) / multiple;
+}
+
+/// Column blocks that are computed over one packing of K and V.
+int blocks_a_pass(const AttendParams& params) noexcept {
+  const std::size_t sums = static_cast<std::size_t>(round_tiles(params.v_head_dim, 16)) * kSlotFloats * 4;
+  const std::size_t queries =
+      static_cast<std::size_t>(round_tiles(params.head_dim, 32) * query_terms(params.q_dtype) * kColumnTiles) *
+      kTileBytes;
+  return static_cast<int>(std::clamp<std::size_t>(kBlockBudget / (sums + queries), 1, kMaxBlocks));
+}
+
+/// What a column block carries from chunk to chunk.
+struct alignas(64) ColumnBlock {
+  float max[kBlockColumns];  // base 2; kNoMaximum until a key was seen
+  float sum[kBlockColumns];
+  std::int32_t first[kBlockColumns], end[kBlockColumns];  // visible keys
+  std::int32_t position[kBlockColumns];
+  float slope[kBlockColumns];
+  std::int32_t min_first, max_first, min_end, max_end;
+  int num_columns;
+};
+
+/// Pieces of scratch, 64-byte aligned. B: blocks_a_pass.
+struct PrefillScratch {
+  std::byte* queries;   // [B][4][terms][k tiles] tiles of [16 pairs][16 columns][2] bf16
+  float* sums;          // [B][d tiles][4][16 dims][16 columns]
+  ColumnBlock* blocks;  // [B]
+  std::byte* k;         // [chunk / 16][k tiles][16 tokens][32] bf16
+  std::byte* values;    // [chunk / 128][d tiles][4][16 dims][32 tokens] bf16
+  float* scores;        // [2 slots][4][16 tokens][16 columns]
+  std::byte* weights;   // [block / 32][4][16 pairs][16 columns][2] bf16
+  std::byte* zero_row;  // for tokens that the task does not have
+  std::size_t bytes;
+
+  PrefillScratch(const AttendParams& params, std::byte* base) noexcept : bytes(0) {
+    const auto num_blocks = static_cast<std::size_t>(blocks_a_pass(params));
+    const auto k_tiles = static_cast<std::size_t>(round_tiles(params.head_dim, 32));
+    const auto d_tiles = static_cast<std::size_t>(2 * round_tiles(params.v_head_dim, 32));
+    const auto terms = static_cast<std::size_t>(query_terms(params.q_dtype));
+    queries = take(base, num_blocks * kColumnTiles * terms * k_tiles * kTileBytes);
+    sums = reinterpret_cast<float*>(take(base, num_blocks * d_tiles * kSlotFloats * 4));
+    blocks = reinterpret_cast<ColumnBlock*>(take(base, num_blocks * sizeof(ColumnBlock)));
+    k = take(base, kChunk / kTileRows * k_tiles * kTileBytes);
+    values = take(base, kChunk / kGroupTokens * d_tiles * kTileBytes);
+    scores = reinterpret_cast<float*>(take(base, 2 * kSlotFloats * 4));
+    weights = take(base, kBlock / kGroupTokens * kWeightBytes);
+    zero_row = take(base, std::max(k_tiles, d_tiles / 2) * kTileRowBytes);
+  }
+
+ private:
+  std::byte* take(std::byte* base, std::size_t count) noexcept {
+    std::byte* piece = base == nullptr ? nullptr : base + bytes;
+    bytes += (count + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+class PrefillTask {
+ public:
+  PrefillTask(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept
+      : params_(params),
+        task_(task),
+        rows_(params, task),
+        scratch_(params, scratch),
+        k_tiles_(round_tiles(params.head_dim, 32)),
+        d_tiles_(2 * round_tiles(params.v_head_dim, 32)),
+        terms_(query_terms(params.q_dtype)),
+        scale_(params.sm_scale * kLog2E),
+        is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
+                  params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
+        hidden_score_(is_plain_ ? std::max(kMaskedLogit / scale_, -1e38f) : kMaskedLogit) {
+    std::memset(scratch_.zero_row, 0, static_cast<std::size_t>(std::max(k_tiles_, d_tiles_ / 2) * kTileRowBytes));
+  }
+
+  void run() noexcept {
+    TileConfig config;
+    for (int i = 0; i < 8; ++i) config.set(i, kTileRows, kTileRowBytes);
+    const TileScope tiles(config);
+    const std::int64_t num_columns = std::int64_t{task_.num_rows} * params_.group;
+    const int max_columns = blocks_a_pass(params_) * kBlockColumns;
+    for (std::int64_t column = 0; column < num_columns; column += max_columns) {
+      run_columns(column, static_cast<int>(std::min<std::int64_t>(max_columns, num_columns - column)));
+    }
+  }
+
+ private:
+  /// Columns [first, first + count), all keys.
+  void run_columns(std::int64_t first, int count) noexcept {
+    num_blocks_ = ceil_to(count, kBlockColumns) / kBlockColumns;
+    std::int64_t begin = task_.kv_end, end = task_.kv_begin;
+    for (int b = 0; b < num_blocks_; ++b) {
+      first_column_ = first;
+      open_block(b, std::min(kBlockColumns, count - b * kBlockColumns));
+      begin = std::min<std::int64_t>(begin, scratch_.blocks[b].min_first);
+      end = std::max<std::int64_t>(end, scratch_.blocks[b].max_end);
+    }
+    for (chunk_ = begin / kChunk * kChunk; chunk_ < end; chunk_ += kChunk) {
+      pack_chunk(std::max(begin, chunk_), std::min(end, chunk_ + kChunk));
+      for (int b = 0; b < num_blocks_; ++b) attend_chunk(b);
+    }
+    for (int b = 0; b < num_blocks_; ++b) close_block(b);
+  }
+
+  int row_of(int block, int column) const noexcept {
+    return static_cast<int>((first_column_ + block * kBlockColumns + column) / params_.group);
+  }
+  int head_of(int block, int column) const noexcept {
+    return static_cast<int>((first_column_ + block * kBlockColumns + column) % params_.group);
+  }
+  std::byte* queries(int block) const noexcept {
+    return scratch_.queries + std::int64_t{block} * kColumnTiles * terms_ * k_tiles_ * kTileBytes;
+  }
+  float* sums(int block) const noexcept { return scratch_.sums + std::int64_t{block} * d_tiles_ * kSlotFloats; }
+
+  void open_block(int index, int num_columns) noexcept {
+    ColumnBlock& block = scratch_.blocks[index];
+    block.num_columns = num_columns;
+    block.min_first = block.min_end = 0x7fffffff, block.max_first = block.max_end = 0;
+    for (int c = 0; c < kBlockColumns; ++c) {
+      // Columns beyond the last have zero queries, see everything and are written nowhere.
+      block.max[c] = c < num_columns ? kNoMaximum : 0.f, block.sum[c] = 0, block.slope[c] = 0;
+      block.first[c] = 0, block.end[c] = 0x7fffffff, block.position[c] = 0;
+      if (c >= num_columns) continue;
+      const Visible keys = visible_keys(params_, task_, row_of(index, c));
+      block.first[c] = keys.first, block.end[c] = keys.end;
+      block.position[c] = static_cast<std::int32_t>(task_.first_pos + row_of(index, c));
+      block.min_first = std::min(block.min_first, keys.first), block.max_first = std::max(block.max_first, keys.first);
+      block.min_end = std::min(block.min_end, keys.end), block.max_end = std::max(block.max_end, keys.end);
+      if (params_.alibi_slopes != nullptr) {
+        block.slope[c] = params_.alibi_slopes[task_.kv_head * params_.group + static_cast<unsigned>(head_of(index, c))];
+      }
+    }
+    std::memset(sums(index), 0, static_cast<std::size_t>(d_tiles_ * kSlotFloats) * 4);
+    for (int tile = 0; tile < kColumnTiles; ++tile) pack_queries(index, tile);
+  }
+
+  /// q^T of 16 columns as B tiles.
+  void pack_queries(int index, int tile) noexcept {
+    const int count = std::clamp(scratch_.blocks[index].num_columns - tile * 16, 0, 16);
+    const int dim = static_cast<int>(params_.head_dim), element = static_cast<int>(size_of(params_.q_dtype));
+    const std::byte* row[16];
+    for (int c = 0; c < count; ++c) {
+      const int column = tile * 16 + c;
+      row[c] = static_cast<const std::byte*>(params_.q) +
+               row_offset(params_, task_, row_of(index, column), head_of(index, column), params_.head_dim) * element;
+    }
+    std::byte* to = queries(index) + std::int64_t{tile} * terms_ * k_tiles_ * kTileBytes;
+    for (int term = 0; term < terms_; ++term) {
+      for (int i = 0; i < k_tiles_; ++i, to += kTileBytes) {
+        __m512i r[16];
+        for (int c = 0; c < 16; ++c) {
+          r[c] = c < count ? query_piece(row[c], params_.q_dtype, i * 32, dim, term) : _mm512_setzero_si512();
+        }
+        transpose16(r);
+        for (int p = 0; p < 16; ++p) _mm512_store_si512(to + p * kTileRowBytes, r[p]);
+      }
+    }
+  }
+
+  /// Row pointers of 32 tokens; rows outside [begin, end) are the zero row.
+  struct GroupRows {
+    const std::byte* k[kGroupTokens];
+    const std::byte* v[kGroupTokens];
+  };
+  GroupRows group_rows(std::int64_t token, std::int64_t begin, std::int64_t end) const noexcept {
+    GroupRows group;
+    for (int i = 0; i < kGroupTokens;) {
+      if (token + i < begin || token + i >= end) {
+        group.k[i] = group.v[i] = scratch_.zero_row, ++i;
+        continue;
+      }
+      KvRows::Run run = rows_.at(token + i);
+      const std::int64_t count = std::min({run.rows, end - token - i, std::int64_t{kGroupTokens} - i});
+      for (std::int64_t r = 0; r < count; ++r, ++i, run.k += rows_.k_stride, run.v += rows_.v_stride) {
+        group.k[i] = run.k, group.v[i] = run.v;
+      }
+    }
+    return group;
+  }
+
+  /// Tokens [begin, end) of the chunk into K tiles and transposed V tiles; zeros up to whole groups of 32.
+  void pack_chunk(std::int64_t begin, std::int64_t end) noexcept {
+    const std::int64_t first_group = begin / kGroupTokens * kGroupTokens;
+    Prefetcher ahead;
+    for (std::int64_t token = first_group; token < end; token += kGroupTokens) {
+      ahead.clear();
+      const std::int64_t next = token + 2 * kGroupTokens;
+      if (next < end) ahead.add(rows_, next, std::min<std::int64_t>(kGroupTokens, end - next));
+      const GroupRows group = group_rows(token, begin, end);
+      const int index = static_cast<int>((token - chunk_) / kGroupTokens);
+      pack_keys(group, index, ahead);
+      pack_values(group, index, ahead);
+    }
+  }
+
+  void pack_keys(const GroupRows& group, int index, Prefetcher& ahead) noexcept {
+    const std::int64_t bytes = rows_.k_bytes;
+    const int lines = ahead.num_lines() / (2 * kGroupTokens);
+    for (int t = 0; t < kGroupTokens; ++t) {
+      const int tile = index * 2 + t / kTileRows;
+      std::byte* to = scratch_.k + std::int64_t{tile} * k_tiles_ * kTileBytes + t % kTileRows * kTileRowBytes;
+      for (int i = 0; i < k_tiles_; ++i, to += kTileBytes) {
+        const __mmask32 lanes = first_lanes32((bytes - i * 64) / 2);
+        _mm512_store_si512(to, _mm512_maskz_loadu_epi16(lanes, group.k[t] + i * 64));
+      }
+      ahead.emit(lines);
+    }
+  }
+
+  void pack_values(const GroupRows& group, int index, Prefetcher& ahead) noexcept {
+    // Dwords (2 tokens) of dimensions 0..15 and 16..31 of a 64-byte piece.
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    const std::int64_t dim = params_.v_head_dim;
+    std::byte* to = scratch_.values + (std::int64_t{index} / 4 * d_tiles_ * 4 + index % 4) * kTileBytes;
+    const int lines = ahead.num_lines() / d_tiles_ / 16 + 1;
+    for (int d = 0; d < d_tiles_; d += 2, to += 8 * kTileBytes) {
+      const __mmask32 lanes = first_lanes32(dim - d * 16);
+      __m512i a[16], b[16];
+      for (int pair = 0; pair < 16; ++pair) {
+        const __m512i even = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair] + d * 32);
+        const __m512i odd = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair + 1] + d * 32);
+        a[pair] = _mm512_permutex2var_epi16(even, low, odd);
+        b[pair] = _mm512_permutex2var_epi16(even, high, odd);
+        ahead.emit(lines);
+      }
+      transpose16(a);
+      transpose16(b);
+      for (int i = 0; i < 16; ++i) {
+        _mm512_store_si512(to + i * kTileRowBytes, a[i]);
+        _mm512_store_si512(to + 4 * kTileBytes + i * kTileRowBytes, b[i]);
+      }
+    }
+  }
+
+  /// One column block over the keys of the chunk that some column sees.
+  void attend_chunk(int index) noexcept {
+    ColumnBlock& block = scratch_.blocks[index];
+    const std::int64_t begin = std::max<std::int64_t>(chunk_, block.min_first) / kGroupTokens * kGroupTokens;
+    const std::int64_t end = std::min<std::int64_t>(chunk_ + kChunk, block.max_end);
+    if (begin >= end) return;
+    const int first_tile = static_cast<int>(begin - chunk_) / kTileRows;
+    const int end_tile = static_cast<int>(end - chunk_ + kTileRows - 1) / kTileRows;
+    SoftmaxState state;
+    state.scale = _mm512_set1_ps(is_plain_ ? scale_ : 1.f);
+    for (int c = 0; c < kColumnTiles; ++c) {
+      state.max[c] = _mm512_load_ps(block.max + c * 16), state.sum[c] = _mm512_load_ps(block.sum + c * 16);
+    }
+    slot_ = 0, slot_is_scored_ = false;
+    for (int tile = first_tile; tile < end_tile;) {
+      const int stop = std::min(end_tile, tile / kBlockTiles * kBlockTiles + kBlockTiles);
+      attend_block(index, state, tile, stop, stop < end_tile);
+      tile = stop;
+    }
+    for (int c = 0; c < kColumnTiles; ++c) _mm512_store_ps(block.sum + c * 16, state.sum[c]);
+  }
+
+  /// Token tiles [tile, stop) of the chunk, which lie in one block of 256 tokens.
+  void attend_block(int index, SoftmaxState& state, int tile, int stop, bool has_next) noexcept {
+    ColumnBlock& block = scratch_.blocks[index];
+    if (find_maxima(index, state, tile, stop)) slot_is_scored_ = false;
+    const SoftmaxState saved = state;
+    weights_of_tiles(index, state, tile, stop, has_next);
+    if (overflows(state)) {
+      raise_maxima(index, state, saved, tile, stop);
+      weights_of_tiles(index, state, tile, stop, false);
+    }
+    for (int c = 0; c < kColumnTiles; ++c) {  // columns that have seen no key yet used 0
+      const __m512 old = _mm512_load_ps(block.max + c * 16);
+      const __mmask16 is_set = _mm512_cmp_ps_mask(old, _mm512_set1_ps(kNoMaximum), _CMP_NEQ_OQ);
+      _mm512_mask_storeu_ps(block.max + c * 16, is_set, state.max[c]);
+    }
+    if ((stop - tile) % 2 != 0) {
+      std::byte* half = scratch_.weights + (stop - tile) / 2 * kWeightBytes + kTileBytes / 2;
+      for (int c = 0; c < kColumnTiles; ++c) std::memset(half + c * kTileBytes, 0, kTileBytes / 2);
+    }
+    const std::byte* weights = scratch_.weights;
+    for (int group = tile / 2, end = (stop + 1) / 2; group < end;) {
+      const int count = std::min(end - group, 4 - group % 4);
+      const std::byte* values = scratch_.values + (std::int64_t{group} / 4 * d_tiles_ * 4 + group % 4) * kTileBytes;
+      weigh(count, values, 4 * kTileBytes, weights, sums(index), d_tiles_);
+      weights += count * kWeightBytes, group += count;
+    }
+  }
+
+  ScorePass score_of(int index, int tile, int next_tile, int slot) const noexcept {
+    ScorePass pass{};
+    const std::int64_t tile_bytes = std::int64_t{k_tiles_} * kTileBytes;
+    pass.k = scratch_.k + tile * tile_bytes, pass.k_next = scratch_.k + next_tile * tile_bytes;
+    pass.queries = queries(index), pass.query_stride = terms_ * tile_bytes;
+    pass.scores = scratch_.scores + slot * kSlotFloats;
+    return pass;
+  }
+
+  /// Scores and weights of tiles [tile, stop); the last softmax overlaps with the scores of `stop` if there is a next.
+  void weights_of_tiles(int index, SoftmaxState& state, int tile, int stop, bool has_next) noexcept {
+    const int last = (has_next ? stop : stop - 1);
+    if (!slot_is_scored_)
+      score_tile<false>(k_tiles_, terms_, state, score_of(index, tile, std::min(tile + 1, last), slot_));
+    for (int t = tile; t < stop; ++t) {
+      float* done = scratch_.scores + slot_ * kSlotFloats;
+      bend_and_hide(index, done, t);
+      std::byte* weights = scratch_.weights + (t - tile) / 2 * kWeightBytes + (t - tile) % 2 * (kTileBytes / 2);
+      slot_ ^= 1;
+      if (t < last) {
+        ScorePass pass = score_of(index, t + 1, std::min(t + 2, last), slot_);
+        pass.done_scores = done, pass.weights = weights;
+        score_tile<true>(k_tiles_, terms_, state, pass);
+      } else {
+        softmax_slot(state, done, weights);
+      }
+    }
+    slot_is_scored_ = has_next;
+  }
+
+  /// Sets the maxima of columns that have none from their first tile with a visible key; 0 for this block if there is
+  /// none in it. True if it used the slots.
+  bool find_maxima(int index, SoftmaxState& state, int tile, int stop) noexcept {
+    ColumnBlock& block = scratch_.blocks[index];
+    const __m512 none = _mm512_set1_ps(kNoMaximum);
+    for (int t = tile;; ++t) {
+      __mmask16 missing[kColumnTiles], any = 0;
+      for (int c = 0; c < kColumnTiles; ++c) {
+        missing[c] = _mm512_cmp_ps_mask(_mm512_load_ps(block.max + c * 16), none, _CMP_EQ_OQ);
+        any = static_cast<__mmask16>(any | missing[c]);
+      }
+      if (any == 0 || t == stop) {
+        for (int c = 0; c < kColumnTiles; ++c) {
+          state.max[c] = _mm512_mask_mov_ps(_mm512_load_ps(block.max + c * 16), missing[c], _mm512_setzero_ps());
+        }
+        return t > tile;
+      }
+      score_tile<false>(k_tiles_, terms_, state, score_of(index, t, t, slot_));
+      float* scores = scratch_.scores + slot_ * kSlotFloats;
+      bend_and_hide(index, scores, t);
+      for (int c = 0; c < kColumnTiles; ++c) {
+        const __m512 top = _mm512_mul_ps(highest_score(scores + c * kTileFloats), state.scale);
+        const __mmask16 seen = _mm512_mask_cmp_ps_mask(missing[c], top, none, _CMP_GT_OQ);
+        _mm512_mask_storeu_ps(block.max + c * 16, seen, top);
+      }
+    }
+  }
+
+  static __m512 highest_score(const float* scores) noexcept {
+    __m512 top = _mm512_load_ps(scores);
+    for (int t = 1; t < kTileRows; ++t) top = _mm512_max_ps(top, _mm512_load_ps(scores + t * 16));
+    return top;
+  }
+
+  static __mmask16 overflowing(__m512 sum) noexcept {
+    return _mm512_cmp_ps_mask(sum, _mm512_set1_ps(0x1p60f), _CMP_NLT_UQ);
+  }
+  static bool overflows(const SoftmaxState& state) noexcept {
+    return (overflowing(state.sum[0]) | overflowing(state.sum[1]) | overflowing(state.sum[2]) |
+            overflowing(state.sum[3])) != 0;
+  }
+
+  /// Takes a block back: columns whose sum overflowed get the maximum over the block, their sums are scaled down; all
+  /// others keep every bit.
+  void raise_maxima(int index, SoftmaxState& state, const SoftmaxState& saved, int tile, int stop) noexcept {
+    __m512 top[kColumnTiles];
+    for (int c = 0; c < kColumnTiles; ++c) top[c] = saved.max[c];
+    for (int t = tile; t < stop; ++t) {
+      SoftmaxState unused = saved;
+      score_tile<false>(k_tiles_, terms_, unused, score_of(index, t, t, slot_));
+      float* scores = scratch_.scores + slot_ * kSlotFloats;
+      bend_and_hide(index, scores, t);
+      for (int c = 0; c < kColumnTiles; ++c) {
+        top[c] = _mm512_max_ps(top[c], _mm512_mul_ps(highest_score(scores + c * kTileFloats), saved.scale));
+      }
+    }
+    for (int c = 0; c < kColumnTiles; ++c) {
+      const __mmask16 bad = overflowing(state.sum[c]);
+      const __m512 factor =
+          _mm512_mask_mov_ps(_mm512_set1_ps(1.f), bad, exp2_exact(_mm512_sub_ps(saved.max[c], top[c])));
+      state.max[c] = _mm512_mask_mov_ps(saved.max[c], bad, top[c]);
+      state.sum[c] = _mm512_mul_ps(saved.sum[c], factor);
+      for (int d = 0; d < d_tiles_; ++d) {
+        float* sum = sums(index) + d * kSlotFloats + c * kTileFloats;
+        for (int i = 0; i < 16; ++i) _mm512_store_ps(sum + i * 16, _mm512_mul_ps(_mm512_load_ps(sum + i * 16), factor));
+      }
+    }
+    slot_is_scored_ = false;
+  }
+
+  /// What stands between a raw score and the softmax: soft cap, ALiBi and mask if the layer has them (then logits in
+  /// base 2 come out), and hidden keys. Plain tiles that all columns see pass untouched.
+  void bend_and_hide(int index, float* scores, int tile) noexcept {
+    const ColumnBlock& block = scratch_.blocks[index];
+    const auto token = static_cast<std::int32_t>(chunk_) + tile * kTileRows;
+    if (!is_plain_) bend_scores(index, scores, token);
+    if (token >= block.max_first && token + kTileRows <= block.min_end) return;
+    for (int c = 0; c < kColumnTiles; ++c) {
+      const __m512i first = _mm512_load_si512(block.first + c * 16), end = _mm512_load_si512(block.end + c * 16);
+      for (int t = 0; t < kTileRows; ++t) {
+        const __m512i key = _mm512_set1_epi32(token + t);
+        const auto hidden =
+            static_cast<__mmask16>(_mm512_cmplt_epi32_mask(key, first) | _mm512_cmpge_epi32_mask(key, end));
+        _mm512_mask_storeu_ps(scores + c * kTileFloats + t * 16, hidden, _mm512_set1_ps(hidden_score_));
+      }
+    }
+  }
+
+  void bend_scores(int index, float* scores, std::int32_t token) noexcept {
+    const ColumnBlock& block = scratch_.blocks[index];
+    const float cap = params_.logits_soft_cap;
+    const __m512 scale = _mm512_set1_ps(cap > 0 ? params_.sm_scale / cap : params_.sm_scale);
+    for (int c = 0; c < kColumnTiles; ++c, scores += kTileFloats) {
+      const __m512 slope = _mm512_load_ps(block.slope + c * 16);
+      const __m512i position = _mm512_load_si512(block.position + c * 16);
+      __m512i mask[16];
+      const bool has_mask = params_.mask_kind != MaskKind::kNone && c * 16 < block.num_columns;
+      if (has_mask) mask_tile(index, c, token, mask);
+      for (int t = 0; t < kTileRows; ++t) {
+        __m512 x = _mm512_mul_ps(_mm512_load_ps(scores + t * 16), scale);
+        if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap));
+        const __m512i distance = _mm512_sub_epi32(_mm512_set1_epi32(token + t), position);
+        x = _mm512_fmadd_ps(slope, _mm512_cvtepi32_ps(distance), x);
+        if (has_mask) x = _mm512_add_ps(x, _mm512_castsi512_ps(mask[t]));
+        _mm512_store_ps(scores + t * 16, _mm512_mul_ps(x, _mm512_set1_ps(kLog2E)));
+      }
+    }
+  }
+
+  /// Mask logits [16 tokens][16 columns] of one column tile: rows of the mask, transposed.
+  void mask_tile(int index, int column_tile, std::int32_t token, __m512i* to) const noexcept {
+    const int num_columns = scratch_.blocks[index].num_columns - column_tile * 16;
+    const int count = static_cast<int>(std::min<std::int64_t>(kTileRows, task_.kv_end - token));
+    std::int64_t last_entry = -1;
+    for (int c = 0; c < 16; ++c) {
+      if (c >= num_columns) {
+        to[c] = _mm512_setzero_si512();
+        continue;
+      }
+      const std::int64_t entry = task_.mask_offset + row_of(index, column_tile * 16 + c) * task_.mask_row_stride +
+                                 head_of(index, column_tile * 16 + c) * task_.mask_head_stride + token;
+      // Heads of a row mostly share its mask: expand it once.
+      to[c] = c > 0 && entry == last_entry
+                  ? to[c - 1]
+                  : _mm512_castps_si512(mask_logits(params_.mask_kind, task_.mask, entry, count));
+      last_entry = entry;
+    }
+    transpose16(to);
+  }
+
+  /// Divides by the sums and writes the rows, 16 columns at a time transposed back.
+  void close_block(int index) noexcept {
+    const ColumnBlock& block = scratch_.blocks[index];
+    const int dim = static_cast<int>(params_.v_head_dim);
+    for (int c = 0; c < kColumnTiles && c * 16 < block.num_columns; ++c) {
+      const int count = std::min(16, block.num_columns - c * 16);
+      alignas(64) float factor[16] = {};
+      OutputRow rows[16];
+      for (int i = 0; i < count; ++i) {
+        const int column = c * 16 + i, row = row_of(index, column), head = head_of(index, column);
+        const RowEnd end = end_row(params_, task_, head, block.max[column], block.sum[column]);
+        factor[i] = end.factor;
+        write_lse(params_, task_, row, head, end.lse);
+        rows[i] = output_row(params_, task_, row, head);
+      }
+      for (int d = 0; d * 16 < dim; ++d) {
+        const float* from = sums(index) + d * kSlotFloats + c * kTileFloats;
+        __m512i r[16];
+        for (int i = 0; i < 16; ++i) {
+          r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + i * 16), _mm512_load_ps(factor)));
+        }
+        transpose16(r);
+        for (int i = 0; i < count; ++i) rows[i].store(d * 16, dim, _mm512_castsi512_ps(r[i]));
+      }
+    }
+  }
+
+  const AttendParams& params_;
+  const AttendTask& task_;
+  const KvRows rows_;
+  const PrefillScratch scratch_;
+  const int k_tiles_, d_tiles_, terms_;
+  const float scale_;
+  const bool is_plain_;  // neither soft cap nor ALiBi nor mask
+  const float hidden_score_;
+  std::int64_t first_column_ = 0;  // of the blocks at hand
+  std::int64_t chunk_ = 0;         // first token of the chunk at hand
+  int num_blocks_ = 0;
+  int slot_ = 0;                 // score slot in turn
+  bool slot_is_scored_ = false;  // it holds the scores of the next tile
+};
+
+}  // namespace
+
+std::size_t prefill_scratch_bytes(const AttendParams& params) noexcept { return PrefillScratch(params, nullptr).bytes; }
+
+void attend_prefill(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept {
+  const FloatModeScope mode;
+  PrefillTask(params, task, scratch).run();
+}
+
+}  // namespace pagedkv::kernels::amx
+PAGEDKV_AMX_END
+#endif  // __x86_64__

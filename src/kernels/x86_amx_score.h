@@ -1,0 +1,190 @@
+// Prefill's inner loop: a tile of scores on the matrix unit while the vector unit turns the tile before into weights.
+//
+// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_tile.h for the compile region).
+#pragma once
+
+#include "kernels/x86_avx512_math.h"
+
+#if defined(__x86_64__)
+PAGEDKV_AMX_BEGIN
+namespace pagedkv::kernels::amx {
+namespace {
+
+inline constexpr int kColumnTiles = 4;                          ///< Tiles of 16 columns in a column block.
+inline constexpr int kBlockColumns = kColumnTiles * 16;         ///< (query row, head) pairs that advance together.
+inline constexpr int kSlotFloats = kColumnTiles * kTileFloats;  ///< Scores of one token tile: [4][16 tokens][16].
+inline constexpr int kWeightBytes = kColumnTiles * kTileBytes;  ///< Weights of 32 tokens: [4][16 pairs][16][2].
+inline constexpr int kUnits = kColumnTiles * 8;                 ///< Softmax units of a slot: 2 tokens x 16 columns.
+
+/// Softmax of a column block. The maximum is fixed before a block of tokens; an overflowing sum tells that it was low.
+struct SoftmaxState {
+  __m512 max[kColumnTiles];  ///< Base 2.
+  __m512 sum[kColumnTiles];
+  __m512 scale;  ///< Scores to base-2 logits; 1 if they are logits already.
+};
+
+/// Two tokens of one column tile: w = 2^(score * scale - max), summed in f32 and stored as bf16 pairs (the B operand).
+/// 6 operations on port 0 a vector; the two exp2 forms share the work between ports 0 and 5, which TMUL leaves half
+/// free.
+template <int kUnit>
+PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, std::byte* weights) noexcept {
+  constexpr int kTile = kUnit / 8, kPair = kUnit % 8;
+  const float* from = scores + kTile * kTileFloats + kPair * 32;
+  const __m512 even = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(from), state.scale, state.max[kTile]));
+  const __m512 odd = exp2_fast_by_adds(_mm512_fmsub_ps(_mm512_load_ps(from + 16), state.scale, state.max[kTile]));
+  state.sum[kTile] = _mm512_add_ps(_mm512_add_ps(state.sum[kTile], even), odd);
+  // Upper halves of both, rounded to nearest: two additions and a shuffle; vcvtne2ps2bf16 costs two cycles of port 0.
+  const __m512i upper = _mm512_set_epi16(63, 31, 61, 29, 59, 27, 57, 25, 55, 23, 53, 21, 51, 19, 49, 17, 47, 15, 45, 13,
+                                         43, 11, 41, 9, 39, 7, 37, 5, 35, 3, 33, 1);
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  const __m512i pairs = _mm512_permutex2var_epi16(_mm512_add_epi32(_mm512_castps_si512(even), half), upper,
+                                                  _mm512_add_epi32(_mm512_castps_si512(odd), half));
+  _mm512_store_si512(weights + kTile * kTileBytes + kPair * kTileRowBytes, pairs);
+}
+
+template <int kFrom, int kTo>
+PAGEDKV_AMX_INLINE void softmax_units(SoftmaxState& state, const float* scores, std::byte* weights) noexcept {
+  if constexpr (kFrom < kTo) {
+    softmax_unit<kFrom>(state, scores, weights);
+    softmax_units<kFrom + 1, kTo>(state, scores, weights);
+  }
+}
+
+/// What one pass of scores works on. The softmax side is unused if the pass has no units.
+struct ScorePass {
+  const std::byte* k;        ///< K tiles of this token tile: [k tiles of the pass] x 1 KiB.
+  const std::byte* k_next;   ///< The ones of the next token tile, to prefetch.
+  const std::byte* queries;  ///< Of this pass in column tile 0; column tiles are `query_stride` apart.
+  std::int64_t query_stride;
+  float* scores;             ///< Slot to fill.
+  const float* done_scores;  ///< Slot that the softmax reads.
+  std::byte* weights;
+};
+
+/// Tile product number kStep of a pass over kTiles K tiles, and its share of the softmax units [kFirst, kLast).
+/// K stays in tmm4..7, queries stream through tmm2 and 3, sums alternate between tmm0 and 1 and are stored in the
+/// middle of the next chain: stores in a burst would each wait for their chain, 20 % of the rate.
+template <int kTiles, bool kFromZero, int kFirst, int kLast, int kStep = 0>
+PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) noexcept {
+  constexpr int kColumnTile = kStep / kTiles, kTile = kStep % kTiles, kAcc = kColumnTile % 2;
+  constexpr int kSteps = kTiles * kColumnTiles;
+  if constexpr (kTile == 0) {
+    if constexpr (kFromZero) {
+      tile_zero<kAcc>();
+    } else {
+      tile_load<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
+    }
+  }
+  tile_load<2 + kStep % 2>(pass.queries + kColumnTile * pass.query_stride + kTile * kTileBytes, kTileRowBytes);
+  tile_dot<kAcc, 4 + kTile, 2 + kStep % 2>();
+  if constexpr (kColumnTile > 0 && kTile == (kTiles > 1 ? 1 : 0)) {
+    tile_store<1 - kAcc>(pass.scores + (kColumnTile - 1) * kTileFloats, kTileRowBytes);
+  }
+  for (int line = 0; line < 4; ++line) {  // 7-11 % against loading cold tiles; all at once loses more than it gains
+    _mm_prefetch(reinterpret_cast<const char*>(pass.k_next) + (kStep * 4 + line) * 64, _MM_HINT_T0);
+  }
+  softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps>(
+      state, pass.done_scores, pass.weights);
+  if constexpr (kStep + 1 < kSteps) {
+    score_steps<kTiles, kFromZero, kFirst, kLast, kStep + 1>(state, pass);
+  } else {
+    tile_store<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
+  }
+}
+
+template <int kTiles, bool kFromZero, int kFirst, int kLast>
+__attribute__((noinline)) void score_pass(SoftmaxState& state, const ScorePass& pass) noexcept {
+  SoftmaxState local = state;
+  tile_load<4>(pass.k, kTileRowBytes);
+  if constexpr (kTiles > 1) tile_load<5>(pass.k + kTileBytes, kTileRowBytes);
+  if constexpr (kTiles > 2) tile_load<6>(pass.k + 2 * kTileBytes, kTileRowBytes);
+  if constexpr (kTiles > 3) tile_load<7>(pass.k + 3 * kTileBytes, kTileRowBytes);
+  score_steps<kTiles, kFromZero, kFirst, kLast>(local, pass);
+  state = local;
+}
+
+/// The pass over `num_tiles` (1..4) K tiles.
+template <bool kFromZero, int kFirst, int kLast>
+PAGEDKV_AMX_INLINE void score_pass(int num_tiles, SoftmaxState& state, const ScorePass& pass) noexcept {
+  switch (num_tiles) {
+    case 1: return score_pass<1, kFromZero, kFirst, kLast>(state, pass);
+    case 2: return score_pass<2, kFromZero, kFirst, kLast>(state, pass);
+    case 3: return score_pass<3, kFromZero, kFirst, kLast>(state, pass);
+    default: return score_pass<4, kFromZero, kFirst, kLast>(state, pass);
+  }
+}
+
+/// Scores of one token tile over all `num_tiles` K tiles (four a pass: their K tiles stay in registers) and all terms
+/// of the queries; if kSoftmax, the weights of the tile before come out during the first and the last pass.
+template <bool kSoftmax>
+void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePass& tile) noexcept {
+  constexpr int kAll = kSoftmax ? kUnits : 0, kHalf = kAll / 2;
+  const int passes_a_term = (num_tiles + 3) / 4, num_passes = passes_a_term * num_terms;
+  if (num_passes == 1) return score_pass<true, 0, kAll>(num_tiles, state, tile);
+  for (int i = 0; i < num_passes; ++i) {
+    const int first = i % passes_a_term * 4, count = num_tiles - first < 4 ? num_tiles - first : 4;
+    ScorePass pass = tile;
+    pass.k += first * kTileBytes, pass.k_next += first * kTileBytes;
+    pass.queries += (i / passes_a_term * num_tiles + first) * kTileBytes;
+    if (i == 0) {
+      score_pass<true, 0, kHalf>(count, state, pass);
+    } else if (i + 1 < num_passes) {
+      score_pass<false, 0, 0>(count, state, pass);
+    } else {
+      score_pass<false, kHalf, kAll>(count, state, pass);
+    }
+  }
+}
+
+/// The softmax of a slot alone.
+[[maybe_unused]] void softmax_slot(SoftmaxState& state, const float* scores, std::byte* weights) noexcept {
+  SoftmaxState local = state;
+  softmax_units<0, kUnits>(local, scores, weights);
+  state = local;
+}
+
+template <int kTiles, int kStep = 0>
+PAGEDKV_AMX_INLINE void weigh_steps(const std::byte* weights, float* sums) noexcept {
+  constexpr int kColumnTile = kStep / kTiles, kTile = kStep % kTiles, kAcc = kColumnTile % 2;
+  if constexpr (kTile == 0) tile_load<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
+  tile_load<2 + kStep % 2>(weights + kTile * kWeightBytes + kColumnTile * kTileBytes, kTileRowBytes);
+  tile_dot<kAcc, 4 + kTile, 2 + kStep % 2>();
+  if constexpr (kColumnTile > 0 && kTile == (kTiles > 1 ? 1 : 0)) {
+    tile_store<1 - kAcc>(sums + (kColumnTile - 1) * kTileFloats, kTileRowBytes);
+  }
+  if constexpr (kStep + 1 < kTiles * kColumnTiles) {
+    weigh_steps<kTiles, kStep + 1>(weights, sums);
+  } else {
+    tile_store<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
+  }
+}
+
+/// sums [d tile][4][16][16] += V^T weights over kTiles k tiles of 32 tokens: V tiles of one d tile stay in tmm4..7,
+/// weights stream through tmm2 and 3, sums are stored one chain late.
+template <int kTiles>
+void weigh(const std::byte* values, std::int64_t value_stride, const std::byte* weights, float* sums,
+           int num_d_tiles) noexcept {
+  for (int d = 0; d < num_d_tiles; ++d, values += value_stride, sums += kSlotFloats) {
+    tile_load<4>(values, kTileRowBytes);
+    if constexpr (kTiles > 1) tile_load<5>(values + kTileBytes, kTileRowBytes);
+    if constexpr (kTiles > 2) tile_load<6>(values + 2 * kTileBytes, kTileRowBytes);
+    if constexpr (kTiles > 3) tile_load<7>(values + 3 * kTileBytes, kTileRowBytes);
+    weigh_steps<kTiles>(weights, sums);
+  }
+}
+
+/// The same for `count` (1..4) k tiles.
+[[maybe_unused]] void weigh(int count, const std::byte* values, std::int64_t value_stride, const std::byte* weights,
+                            float* sums, int num_d_tiles) noexcept {
+  switch (count) {
+    case 1: return weigh<1>(values, value_stride, weights, sums, num_d_tiles);
+    case 2: return weigh<2>(values, value_stride, weights, sums, num_d_tiles);
+    case 3: return weigh<3>(values, value_stride, weights, sums, num_d_tiles);
+    default: return weigh<4>(values, value_stride, weights, sums, num_d_tiles);
+  }
+}
+
+}  // namespace
+}  // namespace pagedkv::kernels::amx
+PAGEDKV_AMX_END
+#endif  // __x86_64__
