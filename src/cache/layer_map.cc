@@ -18,17 +18,30 @@ std::uint64_t num_tables(std::span<const KvLayerGroup> groups, std::uint32_t lay
   return count;
 }
 
-/// The most layers a page that leave at most 1/20 of all places empty: large pages keep tables few, and a place without
-/// a layer costs memory for every token. If too many tables would be needed for that, the least waste that is possible.
+/// Places without a layer that a twentieth of all allows: those of groups without a window weigh most in long
+/// sequences, so that they must keep the bound alone too.
+bool wastes_little(std::span<const KvLayerGroup> groups, std::uint32_t layers_per_page) noexcept {
+  std::uint64_t num_full = 0, full_places = 0, num_all = 0, all_places = 0;
+  for (const KvLayerGroup& group : groups) {
+    const std::uint64_t places = ceil_div(group.layers.size(), layers_per_page) * layers_per_page;
+    num_all += group.layers.size();
+    all_places += places;
+    num_full += group.window_left < 0 ? group.layers.size() : 0;
+    full_places += group.window_left < 0 ? places : 0;
+  }
+  return (all_places - num_all) * 20 <= all_places && (full_places - num_full) * 20 <= full_places;
+}
+
+/// As few page tables as waste little, and then as few layers a page as make that many. If none wastes little, as many
+/// tables as there may be.
 std::uint32_t choose_layers_per_page(std::span<const KvLayerGroup> groups, std::uint32_t num_layers) noexcept {
   std::uint32_t best = num_layers;
-  std::uint64_t best_places = num_tables(groups, best) * best;
+  bool is_good = false;
   for (std::uint32_t candidate = num_layers; candidate >= 1; --candidate) {
     const std::uint64_t tables = num_tables(groups, candidate);
-    if (tables > kMaxLayerGroups) break;
-    const std::uint64_t places = tables * candidate;
-    if (places < best_places) best = candidate, best_places = places;
-    if ((best_places - num_layers) * 20 <= best_places) break;
+    if (tables > kMaxLayerGroups || (is_good && tables > num_tables(groups, best))) break;
+    best = candidate;
+    is_good = is_good || wastes_little(groups, candidate);
   }
   return best;
 }

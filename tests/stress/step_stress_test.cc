@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -15,14 +16,12 @@ namespace {
 constexpr std::uint32_t kLayers = 2, kDim = 4, kPageSize = 4;
 constexpr int kThreads = 4, kRounds = 200;
 
-KvCache small_cache(std::uint64_t capacity_pages) {
-  return KvCache::create(
-             {.shape =
-                  {.num_layers = kLayers, .num_q_heads = 2, .num_kv_heads = 1, .head_dim = kDim, .dtype = DType::f32},
-              .page_size = kPageSize,
-              .capacity_pages = capacity_pages})
-      .value();
+KvCacheOptions small_options(std::uint64_t capacity_pages) {
+  return {.shape = {.num_layers = kLayers, .num_q_heads = 2, .num_kv_heads = 1, .head_dim = kDim, .dtype = DType::f32},
+          .page_size = kPageSize,
+          .capacity_pages = capacity_pages};
 }
+KvCache small_cache(std::uint64_t capacity_pages) { return KvCache::create(small_options(capacity_pages)).value(); }
 
 /// Writes `value` in every element of the step's rows and checks that the attention of equal rows is that value.
 void write_and_attend(Step& step, float value) {
@@ -110,6 +109,55 @@ TEST(StepStress, ForksOfOneSequenceStepAtOnce) {
     }
   }
   EXPECT_EQ(cache.stats().pool.used_pages, 0u);
+}
+
+// Tenants open prompts of a few shared prefixes, fork, step and close, while others trim, clear and change the
+// capacity. K and V of a token are the tenant's number, so that a page of another tenant shows in the output.
+void serve_tenant(KvCache& cache, int tenant) {
+  const std::string salt(1, static_cast<char>('a' + tenant));
+  const auto value = static_cast<float>(tenant + 1);
+  for (int round = 0; round < kRounds; ++round) {
+    std::vector<Token> prompt(12);
+    for (std::size_t t = 0; t < prompt.size(); ++t) prompt[t] = t < 6 ? 0 : round % 3;
+    Sequence chat = cache.open(prompt, {.cache_salt = salt}).value();
+    const auto num_new = static_cast<std::uint32_t>(prompt.size() - chat.num_tokens());
+    Result<Step> prefill = cache.begin_step({{&chat, num_new}});
+    if (!prefill) continue;  // out of pages
+    write_and_attend(*prefill, value);
+    ASSERT_TRUE(prefill->commit());
+    Sequence branch = chat.fork().value();
+    const Token next = round;
+    Result<Step> decode = cache.begin_step({{&chat, 1, {&next, 1}}, {&branch, 1}});
+    if (!decode) continue;
+    write_and_attend(*decode, value);
+    ASSERT_TRUE(decode->commit());
+  }
+}
+
+TEST(StepStress, OpensForksStepsEvictionsTrimsAndCapacityChangesAtOnce) {
+  KvCacheOptions options = small_options(24);
+  options.max_capacity_pages = 40;
+  options.prefix.event_capacity = 64;
+  KvCache cache = KvCache::create(options).value();
+  {
+    std::vector<std::jthread> threads;
+    for (int t = 0; t < kThreads; ++t) threads.emplace_back([&cache, t] { serve_tenant(cache, t); });
+    const auto ignore = [](void*, const CacheEvent&) noexcept {};
+    for (int i = 0; i < 300; ++i) {
+      ASSERT_TRUE(cache.trim());
+      (void)cache.set_capacity(20 + static_cast<std::uint64_t>(i) % 20);
+      (void)cache.poll_events(ignore, nullptr);
+      if (i % 50 == 0) cache.clear_prefix_cache();
+      const std::vector<Token> prefix(6, 0);
+      Result<PinId> pin = cache.pin(prefix, {.cache_salt = "a"});
+      if (pin) {
+        ASSERT_TRUE(cache.unpin(*pin));
+      }
+    }
+  }
+  const CacheStats stats = cache.stats();
+  EXPECT_GT(stats.prefix.hit_tokens, 0u);
+  EXPECT_EQ(stats.pool.used_pages, 0u);
 }
 
 }  // namespace

@@ -1,0 +1,135 @@
+// Layer groups: how layers are packed into pages, what that wastes, and which groups are refused.
+#include "cache/layer_map.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <numeric>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "pagedkv/kv_cache.h"
+
+namespace pagedkv::cache {
+namespace {
+
+/// Every `period`-th layer sees all keys, the others slide.
+struct Interleaved {
+  std::vector<std::uint32_t> full, sliding;
+  Interleaved(std::uint32_t num_layers, std::uint32_t period) {
+    for (std::uint32_t layer = 0; layer < num_layers; ++layer) {
+      ((layer + 1) % period == 0 ? full : sliding).push_back(layer);
+    }
+  }
+};
+
+KvCacheOptions shape_of(std::uint32_t num_layers) {
+  return {.shape = {.num_layers = num_layers, .num_q_heads = 4, .num_kv_heads = 2, .head_dim = 64},
+          .capacity_pages = 64};
+}
+
+struct Packing {
+  const char* model;
+  std::uint32_t num_layers, period, layers_per_page, num_tables;
+  double waste;  // places without a layer / all places
+};
+
+TEST(LayerMap, KnownModelsWasteAtMostATwentieth) {
+  const Packing cases[] = {
+      {"gpt-oss 120b", 36, 2, 18, 2, 0},       {"Llama 4 Scout", 48, 4, 12, 4, 0}, {"Gemma 2 27b", 46, 2, 23, 2, 0},
+      {"Gemma 3 27b", 62, 6, 5, 13, 3.0 / 65}, {"Gemma 3 1b", 26, 6, 2, 13, 0},
+  };
+  for (const Packing& known : cases) {
+    const Interleaved layers(known.num_layers, known.period);
+    const KvLayerGroup groups[] = {{layers.sliding, 512}, {layers.full, -1}};
+    KvCacheOptions options = shape_of(known.num_layers);
+    options.layer_groups = groups;
+    LayerMap map;
+    ASSERT_TRUE(map.assign(options)) << known.model;
+    EXPECT_EQ(map.layers_per_page(), known.layers_per_page) << known.model;
+    EXPECT_EQ(map.tables().size(), known.num_tables) << known.model;
+    const CacheStats stats = KvCache::create(options).value().stats();
+    EXPECT_NEAR(stats.padding_bytes_per_token / stats.bytes_per_token, known.waste, 1e-9) << known.model;
+    EXPECT_LE(known.waste, 0.05);
+  }
+}
+
+TEST(LayerMap, EveryLayerHasAPlaceOfItsOwnInATableOfItsWindow) {
+  const Interleaved layers(62, 6);
+  const KvLayerGroup groups[] = {{layers.sliding, 512}, {layers.full, -1}};
+  KvCacheOptions options = shape_of(62);
+  options.layer_groups = groups;
+  LayerMap map;
+  ASSERT_TRUE(map.assign(options));
+  std::set<std::pair<std::uint32_t, std::uint32_t>> places;
+  for (std::uint32_t layer = 0; layer < 62; ++layer) {
+    const LayerPlace place = map.places()[layer];
+    EXPECT_TRUE(places.insert({place.table, place.index}).second);
+    EXPECT_LT(place.index, map.layers_per_page());
+    EXPECT_EQ(map.tables()[place.table].window_left, (layer + 1) % 6 == 0 ? -1 : 512);
+  }
+}
+
+TEST(LayerMap, WithoutGroupsAllLayersShareOneTable) {
+  KvCacheOptions options = shape_of(3);
+  options.attention.window_left = 7;
+  LayerMap map;
+  ASSERT_TRUE(map.assign(options));
+  ASSERT_EQ(map.tables().size(), 1u);
+  EXPECT_EQ(map.tables()[0].window_left, 7);
+  EXPECT_EQ(map.places()[2].index, 2u);
+}
+
+TEST(LayerMap, BadGroupsAreRefused) {
+  const std::vector<std::uint32_t> none, first{0}, second{1}, both{0, 1}, twice{0, 0, 1}, beyond{0, 1, 2};
+  const auto error_of = [](std::vector<KvLayerGroup> groups, auto change) {
+    KvCacheOptions options = shape_of(2);
+    options.layer_groups = groups;
+    change(options);
+    return KvCache::create(options).error();
+  };
+  const auto as_is = [](KvCacheOptions&) {};
+  EXPECT_EQ(error_of({{first, -1}}, as_is), Errc::kInvalidArgument) << "a layer without a group";
+  EXPECT_EQ(error_of({{both, -1}, {second, 4}}, as_is), Errc::kInvalidArgument) << "a layer in two groups";
+  EXPECT_EQ(error_of({{twice, -1}}, as_is), Errc::kInvalidArgument) << "a layer twice";
+  EXPECT_EQ(error_of({{beyond, -1}}, as_is), Errc::kInvalidArgument) << "no such layer";
+  EXPECT_EQ(error_of({{both, -1}, {none, 4}}, as_is), Errc::kInvalidArgument) << "an empty group";
+  EXPECT_EQ(error_of({{both, -2}}, as_is), Errc::kInvalidArgument) << "a window below -1";
+  EXPECT_EQ(error_of({{both, 4}}, [](auto& o) { o.attention.window_left = 4; }), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of({{both, 4}}, [](auto& o) { o.layers_per_page = 3; }), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of({}, [](auto& o) { o.layers_per_page = 1; }), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of({{first, 4}, {second, -1}}, as_is), Errc::kOk);
+
+  std::vector<std::uint32_t> many(100);
+  std::iota(many.begin(), many.end(), 0u);
+  const KvLayerGroup group[] = {{many, -1}};
+  KvCacheOptions options = shape_of(100);
+  options.layer_groups = group;
+  options.layers_per_page = 1;
+  EXPECT_EQ(KvCache::create(options).error(), Errc::kInvalidArgument) << "100 page tables";
+}
+
+TEST(LayerMap, SlidingLayersHoldTheirWindowAlone) {
+  const Interleaved layers(6, 6);
+  const KvLayerGroup groups[] = {{layers.sliding, 32}, {layers.full, -1}};
+  KvCacheOptions options = shape_of(6);
+  options.layer_groups = groups;
+  options.layers_per_page = 1;
+  options.capacity_pages = 1024;
+  KvCache cache = KvCache::create(options).value();
+  Sequence sequence = cache.open().value();
+  for (int chunk = 0; chunk < 100; ++chunk) {
+    ASSERT_TRUE(cache.begin_step({{&sequence, 16}}).value().commit());
+    EXPECT_LE(cache.stats().pool.used_pages, cache.pages_for_tokens(sequence.num_tokens(), 16));
+  }
+  EXPECT_EQ(cache.stats().pool.used_pages, 100u + 5 * 2) << "1600 tokens of one full layer, 32 of five sliding ones";
+  EXPECT_EQ(cache.pages_for_tokens(1600), 600u);
+  EXPECT_EQ(cache.pages_for_tokens(1600, 16), 100u + 5 * 5);
+  EXPECT_FALSE(cache.can_admit(16000));
+  EXPECT_TRUE(cache.can_admit(12000, 0, 16));
+  EXPECT_FALSE(cache.can_admit(12000));
+}
+
+}  // namespace
+}  // namespace pagedkv::cache
