@@ -10,7 +10,7 @@
 #include "hwy/highway.h"
 #include "kernels/attend.h"
 #include "kernels/block.h"
-#include "kernels/pack-inl.h"
+#include "kernels/stored-inl.h"
 #include "kernels/tile-inl.h"
 
 #if defined(PAGEDKV_KERNELS_ATTEND_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -30,7 +30,7 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 class Attention {
  public:
   Attention(const AttendParams& params, const AttendTask& task, std::byte* scratch)
-      : params_(params), task_(task), layout_(params, task.num_rows) {
+      : params_(params), task_(task), layout_(params, task.num_rows), stored_(stored()) {
     q_ = reinterpret_cast<float*>(scratch);
     out_ = q_ + layout_.q_floats;
     scores_ = out_ + layout_.out_floats;
@@ -58,7 +58,7 @@ class Attention {
         const bool has_next = is_last && task_.next != nullptr && task_.next->kv_begin < task_.next->kv_end;
         if (!is_last) blocks[i ^ 1].gather(params_, task_, end);
         if (has_next) blocks[i ^ 1].gather(params_, *task_.next, task_.next->kv_begin);
-        compute(block, is_last && !has_next ? block : blocks[i ^ 1]);
+        compute(block, is_last && !has_next ? nullptr : &blocks[i ^ 1]);
         if (is_last) break;
       }
     }
@@ -118,7 +118,7 @@ class Attention {
     return keys;
   }
 
-  void compute(const Block& block, const Block& next) {
+  void compute(const Block& block, const Block* next) {
     // Rows that see the block are consecutive: positions rise with rows.
     std::int32_t first = 0, last = task_.num_rows;
     while (first < last && is_empty(visible(block, first))) ++first;
@@ -126,7 +126,9 @@ class Attention {
     if (first == last) return;
     const std::size_t begin = static_cast<std::size_t>(first) * params_.group;
     const std::size_t end = static_cast<std::size_t>(last) * params_.group;
-    score(block, next, begin, end);
+    Prefetcher prefetcher;
+    if (next != nullptr) prefetcher = Prefetcher(*next, k_bytes(), v_bytes(), steps(block, end - begin));
+    score(block, prefetcher, begin, end);
     for (std::int32_t row = first; row < last; ++row) {
       const Span keys = visible(block, row);
       for (std::uint32_t g = 0; g < params_.group; ++g) {
@@ -134,28 +136,56 @@ class Attention {
         weigh(static_cast<std::size_t>(row) * params_.group + g, keys);
       }
     }
-    accumulate(block, next, begin, end);
+    accumulate(block, prefetcher, begin, end);
   }
 
   static bool is_empty(Span keys) { return keys.first >= keys.last; }
 
-  Packers packers() const {
-    if (params_.kv_dtype == DType::f32) return find_packers_f32();
-    return params_.kv_dtype == DType::f16 ? find_packers_f16() : find_packers_bf16();
+  StoredRows stored() const {
+    if (params_.kv_dtype == DType::f32) return find_stored_f32();
+    return params_.kv_dtype == DType::f16 ? find_stored_f16() : find_stored_bf16();
   }
 
-  void score(const Block& block, const Block& next, std::size_t begin, std::size_t end) {
+  std::size_t k_bytes() const { return params_.head_dim * size_of(params_.kv_dtype); }
+  // Bytes of a row of V that are not bytes of K already.
+  std::size_t v_bytes() const {
+    return params_.pages.v == params_.pages.k ? 0 : params_.v_head_dim * size_of(params_.kv_dtype);
+  }
+
+  // A few rows fit in one tile of registers, which then reads K and V as they are stored.
+  static bool is_few(std::size_t rows) { return rows <= kFewRows; }
+
+  // About how many steps of the prefetcher the work on a block takes.
+  std::size_t steps(const Block& block, std::size_t rows) const {
+    const std::size_t keys = static_cast<std::size_t>(block.last - block.first);
+    const std::size_t key_vectors = (keys + kLanes - 1) / kLanes;
+    const std::size_t transposed = key_vectors * params_.head_dim * size_of(params_.kv_dtype) / (4 * kTileUnits);
+    const std::size_t tiles = (rows + kMaxTileRows - 1) / kMaxTileRows;
+    const std::size_t panel = tile_panel(rows / tiles);
+    const std::size_t weighed = tiles * ((params_.v_head_dim + panel - 1) / panel) * keys / kStepLength;
+    if (is_few(rows)) return transposed + weighed;
+    const std::size_t scored = tiles * ((keys + panel - 1) / panel) * params_.head_dim / kStepLength;
+    const std::size_t packed = (params_.v_head_dim + kSlabDims - 1) / kSlabDims * keys / kStepLength;
+    return transposed + scored + packed + weighed;
+  }
+
+  void score(const Block& block, Prefetcher& prefetcher, std::size_t begin, std::size_t end) {
+    const std::size_t dim_count = params_.head_dim;
+    if (is_few(end - begin)) {
+      return stored_.score_few(block, dim_count, q_ + begin * dim_count, end - begin, scores_ + begin * kBlockKeys,
+                               prefetcher);
+    }
     const Span keys = {block.first, block.last};
-    const PackFn pack = packers().keys;
-    for (std::size_t dim = 0; dim < params_.head_dim; dim += kSlabDims) {
-      const std::size_t dims = std::min(kSlabDims, params_.head_dim - dim);
-      pack(block, next, dim, dims, slab_);
+    for (std::size_t dim = 0; dim < dim_count; dim += kSlabDims) {
+      const std::size_t dims = std::min(kSlabDims, dim_count - dim);
+      stored_.pack_keys(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
         const std::size_t rows = next_tile(end - at);
-        const float* const q = q_ + at * params_.head_dim + dim;
+        const float* const q = q_ + at * dim_count + dim;
         float* const scores = scores_ + at * kBlockKeys;
-        with_rows(rows,
-                  [&](auto count) { score_rows<count()>(q, params_.head_dim, slab_, dims, keys, scores, dim != 0); });
+        with_rows(rows, [&](auto count) HWY_ATTR {
+          score_rows<count()>(q, dim_count, slab_, dims, keys, scores, dim != 0, prefetcher);
+        });
         at += rows;
       }
     }
@@ -163,17 +193,27 @@ class Attention {
 
   // out = out * decay + weights * V. Rows of one position share their keys, so that a key that a row does not see is
   // never multiplied into it, not even by 0 (it might be infinite).
-  void accumulate(const Block& block, const Block& next, std::size_t begin, std::size_t end) {
-    const PackFn pack = packers().values;
-    for (std::size_t dim = 0; dim < params_.v_head_dim; dim += kSlabDims) {
-      const std::size_t dims = std::min(kSlabDims, params_.v_head_dim - dim);
-      pack(block, next, dim, dims, slab_);
+  void accumulate(const Block& block, Prefetcher& prefetcher, std::size_t begin, std::size_t end) {
+    const std::size_t dim_count = params_.v_head_dim;
+    if (is_few(end - begin) && dim_count % kLanes == 0) {
       for (std::size_t at = begin; at < end;) {
-        Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
+        const Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
         const std::size_t rows = same_keys(block, keys, at, end);
-        with_rows(rows, [&](auto count) {
+        stored_.weigh_few(block, keys, dim_count, scores_ + at * kBlockKeys, decay_ + at, rows,
+                          out_ + at * layout_.out_stride, layout_.out_stride, prefetcher);
+        at += rows;
+      }
+      return;
+    }
+    for (std::size_t dim = 0; dim < dim_count; dim += kSlabDims) {
+      const std::size_t dims = std::min(kSlabDims, dim_count - dim);
+      stored_.pack_values(block, dim, dims, slab_, prefetcher);
+      for (std::size_t at = begin; at < end;) {
+        const Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
+        const std::size_t rows = same_keys(block, keys, at, end);
+        with_rows(rows, [&](auto count) HWY_ATTR {
           value_rows<count()>(scores_ + at * kBlockKeys, keys, slab_, dims, decay_ + at,
-                              out_ + at * layout_.out_stride + dim, layout_.out_stride);
+                              out_ + at * layout_.out_stride + dim, layout_.out_stride, prefetcher);
         });
         at += rows;
       }
@@ -305,6 +345,7 @@ class Attention {
   const AttendParams& params_;
   const AttendTask& task_;
   const Layout layout_;
+  const StoredRows stored_;
   float* q_;        // [rows * group][head_dim]
   float* out_;      // [rows * group][layout_.out_stride]
   float* scores_;   // [rows * group][kBlockKeys]

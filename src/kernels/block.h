@@ -53,6 +53,56 @@ struct Block {
   }
 };
 
+/// Brings the rows of a later block into the caches, a few lines at each step of the work on this one.
+///
+/// Memory delivers at its full rate only if requests are spread evenly: in bursts they fill the buffers that the work
+/// at hand needs. `pace` sets how many lines a step asks for, as a fraction of 2^16.
+class Prefetcher {
+ public:
+  /// Nothing to bring.
+  Prefetcher() = default;
+
+  /// The rows of `block`, over about `steps` steps. `v_bytes` is 0 if V lies inside K.
+  Prefetcher(const Block& block, std::size_t k_bytes, std::size_t v_bytes, std::size_t steps) noexcept
+      : row_(block.k + block.first),
+        k_end_(block.k + block.last),
+        v_begin_(block.v + block.first),
+        bytes_(k_bytes),
+        v_bytes_(v_bytes) {
+    const auto rows = static_cast<std::size_t>(block.last - block.first);
+    lines_ = rows * (lines_of(k_bytes) + lines_of(v_bytes));
+    pace_ = (lines_ << 16) / (steps + 1) + 1;
+  }
+
+  void step() noexcept {
+    credit_ += pace_;
+    for (; credit_ >= kLine; credit_ -= kLine) line();
+  }
+
+ private:
+  static constexpr std::size_t kLineBytes = 64, kLine = std::size_t{1} << 16;
+
+  static std::size_t lines_of(std::size_t bytes) noexcept { return (bytes + kLineBytes - 1) / kLineBytes; }
+
+  void line() noexcept {
+    if (lines_ == 0) return;
+    --lines_;
+    __builtin_prefetch(*row_ + offset_);
+    offset_ += kLineBytes;
+    if (offset_ < bytes_) return;
+    offset_ = 0;
+    if (++row_ != k_end_) return;
+    row_ = v_begin_;
+    bytes_ = v_bytes_;
+  }
+
+  const std::byte* const* row_ = nullptr;
+  const std::byte* const* k_end_ = nullptr;
+  const std::byte* const* v_begin_ = nullptr;
+  std::size_t bytes_ = 0, v_bytes_ = 0, offset_ = 0;
+  std::size_t lines_ = 0, pace_ = 0, credit_ = 0;
+};
+
 /// Keys of a block that one row sees by causality and window, relative to the block's begin; empty if first >= last.
 struct Span {
   std::int64_t first, last;

@@ -22,6 +22,7 @@ using format::HWY_NAMESPACE::VecF32;
 constexpr std::size_t kLanes = hn::MaxLanes(F32());
 constexpr bool kManyRegisters = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON;
 constexpr std::size_t kMaxTileRows = 6;
+constexpr std::size_t kStepLength = 4;  // dims or keys of a tile from one step of the prefetcher to the next
 
 // Vectors of a tile with that many rows: as many accumulators as registers allow, and enough to hide FMA latency.
 template <std::size_t kRows>
@@ -30,10 +31,19 @@ constexpr std::size_t tile_vectors() {
   return kRows == 1 ? 8 : kRows <= 3 ? 4 : 2;
 }
 
+// Most rows whose products read rows as they are stored; more spill registers or convert too often.
+constexpr std::size_t kFewRows = kManyRegisters ? 6 : 4;
+
+// Elements across a tile of that many rows.
+HWY_INLINE std::size_t tile_panel(std::size_t rows) {
+  const std::size_t vectors[] = {tile_vectors<1>(), tile_vectors<2>(), tile_vectors<3>(), tile_vectors<4>()};
+  return vectors[std::min<std::size_t>(std::max<std::size_t>(rows, 1), 4) - 1] * kLanes;
+}
+
 // scores[r][key] (+)= sum over dims of q[r][dim] * slab[dim][key], for kVectors vectors of keys.
 template <std::size_t kRows, std::size_t kVectors>
 HWY_INLINE void score_tile(const float* HWY_RESTRICT q, std::size_t q_stride, const float* HWY_RESTRICT slab,
-                           std::size_t dims, float* HWY_RESTRICT scores, bool accumulate) {
+                           std::size_t dims, float* HWY_RESTRICT scores, bool accumulate, Prefetcher& prefetcher) {
   const F32 d;
   VecF32 sum[kRows][kVectors];
   for (std::size_t r = 0; r < kRows; ++r) {
@@ -41,36 +51,49 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT q, std::size_t q_stride, co
       sum[r][v] = accumulate ? hn::LoadU(d, scores + r * kBlockKeys + v * kLanes) : hn::Zero(d);
     }
   }
-  for (std::size_t dim = 0; dim < dims; ++dim) {
+  const auto add = [&](std::size_t dim) HWY_ATTR {
     VecF32 k[kVectors];
     for (std::size_t v = 0; v < kVectors; ++v) k[v] = hn::LoadU(d, slab + dim * kBlockKeys + v * kLanes);
     for (std::size_t r = 0; r < kRows; ++r) {
       const VecF32 element = hn::Set(d, q[r * q_stride + dim]);
       for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(element, k[v], sum[r][v]);
     }
+  };
+  std::size_t dim = 0;
+  for (; dim + kStepLength <= dims; dim += kStepLength) {
+    prefetcher.step();
+    for (std::size_t i = 0; i < kStepLength; ++i) add(dim + i);
   }
+  for (; dim < dims; ++dim) add(dim);
   for (std::size_t r = 0; r < kRows; ++r) {
     for (std::size_t v = 0; v < kVectors; ++v) hn::StoreU(sum[r][v], d, scores + r * kBlockKeys + v * kLanes);
   }
 }
 
-// out[r][dim] = out[r][dim] * decay[r] + sum over keys of weights[r][key] * slab[key][dim], kVectors vectors of dims.
-template <std::size_t kRows, std::size_t kVectors>
-HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, const float* HWY_RESTRICT slab,
-                           const float* HWY_RESTRICT decay, float* HWY_RESTRICT out, std::size_t out_stride) {
+// out[r][dim] = out[r][dim] * decay[r] + sum over keys of weights[r][key] * V[key][dim], kVectors vectors of dims.
+// `load(key, v)` gives vector v of V's row.
+template <std::size_t kRows, std::size_t kVectors, class Load>
+HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, Load load, const float* HWY_RESTRICT decay,
+                           float* HWY_RESTRICT out, std::size_t out_stride, Prefetcher& prefetcher) {
   const F32 d;
   VecF32 sum[kRows][kVectors];
   for (std::size_t r = 0; r < kRows; ++r) {
     for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(d);
   }
-  for (std::size_t key = static_cast<std::size_t>(keys.first); key < static_cast<std::size_t>(keys.last); ++key) {
+  const auto add = [&](std::size_t key) HWY_ATTR {
     VecF32 value[kVectors];
-    for (std::size_t v = 0; v < kVectors; ++v) value[v] = hn::LoadU(d, slab + key * kSlabDims + v * kLanes);
+    for (std::size_t v = 0; v < kVectors; ++v) value[v] = load(key, v);
     for (std::size_t r = 0; r < kRows; ++r) {
       const VecF32 weight = hn::Set(d, weights[r * kBlockKeys + key]);
       for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(weight, value[v], sum[r][v]);
     }
+  };
+  std::size_t key = static_cast<std::size_t>(keys.first);
+  for (; key + kStepLength <= static_cast<std::size_t>(keys.last); key += kStepLength) {
+    prefetcher.step();
+    for (std::size_t i = 0; i < kStepLength; ++i) add(key + i);
   }
+  for (; key < static_cast<std::size_t>(keys.last); ++key) add(key);
   for (std::size_t r = 0; r < kRows; ++r) {
     const VecF32 keep = hn::Set(d, decay[r]);
     for (std::size_t v = 0; v < kVectors; ++v) {
@@ -82,7 +105,7 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, const f
 
 template <std::size_t kRows>
 HWY_NOINLINE void score_rows(const float* q, std::size_t q_stride, const float* slab, std::size_t dims, Span keys,
-                             float* scores, bool accumulate) {
+                             float* scores, bool accumulate, Prefetcher& prefetcher) {
   constexpr std::size_t kVectors = tile_vectors<kRows>();
   constexpr std::size_t kPanel = kVectors * kLanes;
   static_assert(static_cast<std::size_t>(kBlockKeys) % kPanel == 0);
@@ -90,24 +113,28 @@ HWY_NOINLINE void score_rows(const float* q, std::size_t q_stride, const float* 
   const std::size_t last = (static_cast<std::size_t>(keys.last) + kLanes - 1) / kLanes * kLanes;
   std::size_t key = first;
   for (; key + kPanel <= last; key += kPanel) {
-    score_tile<kRows, kVectors>(q, q_stride, slab + key, dims, scores + key, accumulate);
+    score_tile<kRows, kVectors>(q, q_stride, slab + key, dims, scores + key, accumulate, prefetcher);
   }
   for (; key < last; key += kLanes) {
-    score_tile<kRows, 1>(q, q_stride, slab + key, dims, scores + key, accumulate);
+    score_tile<kRows, 1>(q, q_stride, slab + key, dims, scores + key, accumulate, prefetcher);
   }
 }
 
 template <std::size_t kRows>
 HWY_NOINLINE void value_rows(const float* weights, Span keys, const float* slab, std::size_t dims, const float* decay,
-                             float* out, std::size_t out_stride) {
+                             float* out, std::size_t out_stride, Prefetcher& prefetcher) {
+  const auto load_from = [](const float* column) HWY_ATTR {
+    return [column](std::size_t key, std::size_t v)
+               HWY_ATTR { return hn::LoadU(F32(), column + key * kSlabDims + v * kLanes); };
+  };
   constexpr std::size_t kVectors = tile_vectors<kRows>();
   constexpr std::size_t kPanel = kVectors * kLanes;
   std::size_t dim = 0;
   for (; dim + kPanel <= dims; dim += kPanel) {
-    value_tile<kRows, kVectors>(weights, keys, slab + dim, decay, out + dim, out_stride);
+    value_tile<kRows, kVectors>(weights, keys, load_from(slab + dim), decay, out + dim, out_stride, prefetcher);
   }
   for (; dim < dims; dim += kLanes) {
-    value_tile<kRows, 1>(weights, keys, slab + dim, decay, out + dim, out_stride);
+    value_tile<kRows, 1>(weights, keys, load_from(slab + dim), decay, out + dim, out_stride, prefetcher);
   }
 }
 

@@ -1,0 +1,13 @@
+// The generic kernels' steps over rows that are stored as f32.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/stored_f32.cc"
+#include "hwy/foreach_target.h"
+#include "kernels/stored-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pagedkv::kernels::HWY_NAMESPACE {
+
+StoredRows find_stored_f32() noexcept { return stored_rows<format::HWY_NAMESPACE::CodecF32>(); }
+
+}  // namespace pagedkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
