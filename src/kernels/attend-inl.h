@@ -127,7 +127,7 @@ class Attention {
     const std::size_t begin = static_cast<std::size_t>(first) * params_.group;
     const std::size_t end = static_cast<std::size_t>(last) * params_.group;
     Prefetcher prefetcher;
-    if (next != nullptr) prefetcher = Prefetcher(*next, k_bytes(), v_bytes(), steps(block, end - begin));
+    if (next != nullptr) prefetcher = Prefetcher(*next, steps(block, end - begin));
     score(block, prefetcher, begin, end);
     for (std::int32_t row = first; row < last; ++row) {
       const Span keys = visible(block, row);
@@ -144,12 +144,6 @@ class Attention {
   StoredRows stored() const {
     if (params_.kv_dtype == DType::f32) return find_stored_f32();
     return params_.kv_dtype == DType::f16 ? find_stored_f16() : find_stored_bf16();
-  }
-
-  std::size_t k_bytes() const { return params_.head_dim * size_of(params_.kv_dtype); }
-  // Bytes of a row of V that are not bytes of K already.
-  std::size_t v_bytes() const {
-    return params_.pages.v == params_.pages.k ? 0 : params_.v_head_dim * size_of(params_.kv_dtype);
   }
 
   // A few rows fit in one tile of registers, which then reads K and V as they are stored.

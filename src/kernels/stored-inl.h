@@ -89,18 +89,17 @@ HWY_INLINE VecF32 gather_dim(const std::byte* const* rows, std::size_t dim) {
   return hn::LoadU(F32(), elements);
 }
 
-// Calls use(i, vector of element dim + i of the keys) for a tile of kTileDims dims.
+// Elements of a row that one transposition takes.
 template <class Codec>
 constexpr std::size_t kTileDims = kTileUnits * Codec::kPerUnit;
 
-template <class Codec, class Use>
-HWY_INLINE void each_dim(const std::byte* const* rows, std::size_t dim, Use use) {
-  VecU32 units[kTileUnits];
-  transpose_units(rows, dim * sizeof(typename Codec::Stored), units);
-  for (std::size_t i = 0; i < kTileUnits; ++i) {
-    use(i * Codec::kPerUnit, Codec::template split<0>(units[i]));
-    if constexpr (Codec::kPerUnit == 2) use(i * 2 + 1, Codec::template split<1>(units[i]));
+// Vector of element `i` of a tile of dims that transpose_units returned.
+template <class Codec>
+HWY_INLINE VecF32 tile_dim(const VecU32 (&units)[kTileUnits], std::size_t i) {
+  if constexpr (Codec::kPerUnit == 2) {
+    return i % 2 == 0 ? Codec::template split<0>(units[i / 2]) : Codec::template split<1>(units[i / 2]);
   }
+  return Codec::template split<0>(units[i / Codec::kPerUnit]);
 }
 
 /// Elements dim_begin .. dim_begin + dims of keys [block.first, block.last), rounded out to whole vectors, to
@@ -115,8 +114,12 @@ HWY_INLINE void pack_keys(const Block& block, std::size_t dim_begin, std::size_t
     for (; dim + kTileDims<Codec> <= dims; dim += kTileDims<Codec>) {
       prefetcher.step();
       float* const to = slab + dim * kBlockKeys + key;
-      each_dim<Codec>(rows, dim_begin + dim,
-                      [to](std::size_t i, VecF32 k) HWY_ATTR { hn::StoreU(k, F32(), to + i * kBlockKeys); });
+      VecU32 units[kTileUnits];
+      transpose_units(rows, (dim_begin + dim) * sizeof(typename Codec::Stored), units);
+      PAGEDKV_UNROLL
+      for (std::size_t i = 0; i < kTileDims<Codec>; ++i) {
+        hn::StoreU(tile_dim<Codec>(units, i), F32(), to + i * kBlockKeys);
+      }
     }
     for (; dim < dims; ++dim) {
       hn::StoreU(gather_dim<Codec>(rows, dim_begin + dim), F32(), slab + dim * kBlockKeys + key);
@@ -153,25 +156,45 @@ template <class Codec, std::size_t kRows, std::size_t kGroups>
 HWY_INLINE void score_stored(const std::byte* const* rows, std::size_t dims, const float* HWY_RESTRICT q,
                              float* HWY_RESTRICT scores, Prefetcher& prefetcher) {
   const F32 d;
-  VecF32 sum[kGroups][kRows];
-  for (std::size_t g = 0; g < kGroups; ++g) {
-    for (std::size_t r = 0; r < kRows; ++r) sum[g][r] = hn::Zero(d);
+  VecF32 sum[kRows][kGroups];
+  PAGEDKV_UNROLL
+  for (std::size_t r = 0; r < kRows; ++r) {
+    PAGEDKV_UNROLL
+    for (std::size_t g = 0; g < kGroups; ++g) sum[r][g] = hn::Zero(d);
   }
-  const auto add = [&](std::size_t g, std::size_t dim, VecF32 k) HWY_ATTR {
-    for (std::size_t r = 0; r < kRows; ++r) sum[g][r] = hn::MulAdd(hn::Set(d, q[r * dims + dim]), k, sum[g][r]);
+  const auto add = [&](std::size_t dim, const VecF32(&k)[kGroups]) HWY_ATTR {
+    PAGEDKV_UNROLL
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const VecF32 element = hn::Set(d, q[r * dims + dim]);
+      PAGEDKV_UNROLL
+      for (std::size_t g = 0; g < kGroups; ++g) sum[r][g] = hn::MulAdd(element, k[g], sum[r][g]);
+    }
   };
   std::size_t dim = 0;
   for (; dim + kTileDims<Codec> <= dims; dim += kTileDims<Codec>) {
+    VecU32 units[kGroups][kTileUnits];
+    PAGEDKV_UNROLL
     for (std::size_t g = 0; g < kGroups; ++g) {
       prefetcher.step();
-      each_dim<Codec>(rows + g * kLanes, dim, [&](std::size_t i, VecF32 k) HWY_ATTR { add(g, dim + i, k); });
+      transpose_units(rows + g * kLanes, dim * sizeof(typename Codec::Stored), units[g]);
+    }
+    PAGEDKV_UNROLL
+    for (std::size_t i = 0; i < kTileDims<Codec>; ++i) {
+      VecF32 k[kGroups];
+      PAGEDKV_UNROLL
+      for (std::size_t g = 0; g < kGroups; ++g) k[g] = tile_dim<Codec>(units[g], i);
+      add(dim + i, k);
     }
   }
   for (; dim < dims; ++dim) {
-    for (std::size_t g = 0; g < kGroups; ++g) add(g, dim, gather_dim<Codec>(rows + g * kLanes, dim));
+    VecF32 k[kGroups];
+    for (std::size_t g = 0; g < kGroups; ++g) k[g] = gather_dim<Codec>(rows + g * kLanes, dim);
+    add(dim, k);
   }
-  for (std::size_t g = 0; g < kGroups; ++g) {
-    for (std::size_t r = 0; r < kRows; ++r) hn::StoreU(sum[g][r], d, scores + r * kBlockKeys + g * kLanes);
+  PAGEDKV_UNROLL
+  for (std::size_t r = 0; r < kRows; ++r) {
+    PAGEDKV_UNROLL
+    for (std::size_t g = 0; g < kGroups; ++g) hn::StoreU(sum[r][g], d, scores + r * kBlockKeys + g * kLanes);
   }
 }
 

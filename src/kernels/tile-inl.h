@@ -13,6 +13,14 @@
 #define PAGEDKV_KERNELS_TILE_INL_H_
 #endif
 
+// g++ keeps arrays of accumulators in registers only if the loops over them are unrolled early.
+#undef PAGEDKV_UNROLL
+#if HWY_COMPILER_GCC_ACTUAL
+#define PAGEDKV_UNROLL _Pragma("GCC unroll 16")
+#else
+#define PAGEDKV_UNROLL
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace pagedkv::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -46,26 +54,34 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT q, std::size_t q_stride, co
                            std::size_t dims, float* HWY_RESTRICT scores, bool accumulate, Prefetcher& prefetcher) {
   const F32 d;
   VecF32 sum[kRows][kVectors];
+  PAGEDKV_UNROLL
   for (std::size_t r = 0; r < kRows; ++r) {
+    PAGEDKV_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) {
       sum[r][v] = accumulate ? hn::LoadU(d, scores + r * kBlockKeys + v * kLanes) : hn::Zero(d);
     }
   }
   const auto add = [&](std::size_t dim) HWY_ATTR {
     VecF32 k[kVectors];
+    PAGEDKV_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) k[v] = hn::LoadU(d, slab + dim * kBlockKeys + v * kLanes);
+    PAGEDKV_UNROLL
     for (std::size_t r = 0; r < kRows; ++r) {
       const VecF32 element = hn::Set(d, q[r * q_stride + dim]);
+      PAGEDKV_UNROLL
       for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(element, k[v], sum[r][v]);
     }
   };
   std::size_t dim = 0;
   for (; dim + kStepLength <= dims; dim += kStepLength) {
     prefetcher.step();
+    PAGEDKV_UNROLL
     for (std::size_t i = 0; i < kStepLength; ++i) add(dim + i);
   }
   for (; dim < dims; ++dim) add(dim);
+  PAGEDKV_UNROLL
   for (std::size_t r = 0; r < kRows; ++r) {
+    PAGEDKV_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) hn::StoreU(sum[r][v], d, scores + r * kBlockKeys + v * kLanes);
   }
 }
@@ -77,25 +93,33 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, Load lo
                            float* HWY_RESTRICT out, std::size_t out_stride, Prefetcher& prefetcher) {
   const F32 d;
   VecF32 sum[kRows][kVectors];
+  PAGEDKV_UNROLL
   for (std::size_t r = 0; r < kRows; ++r) {
+    PAGEDKV_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(d);
   }
   const auto add = [&](std::size_t key) HWY_ATTR {
     VecF32 value[kVectors];
+    PAGEDKV_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) value[v] = load(key, v);
+    PAGEDKV_UNROLL
     for (std::size_t r = 0; r < kRows; ++r) {
       const VecF32 weight = hn::Set(d, weights[r * kBlockKeys + key]);
+      PAGEDKV_UNROLL
       for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(weight, value[v], sum[r][v]);
     }
   };
   std::size_t key = static_cast<std::size_t>(keys.first);
   for (; key + kStepLength <= static_cast<std::size_t>(keys.last); key += kStepLength) {
     prefetcher.step();
+    PAGEDKV_UNROLL
     for (std::size_t i = 0; i < kStepLength; ++i) add(key + i);
   }
   for (; key < static_cast<std::size_t>(keys.last); ++key) add(key);
+  PAGEDKV_UNROLL
   for (std::size_t r = 0; r < kRows; ++r) {
     const VecF32 keep = hn::Set(d, decay[r]);
+    PAGEDKV_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) {
       float* const at = out + r * out_stride + v * kLanes;
       hn::StoreU(hn::MulAdd(hn::LoadU(d, at), keep, sum[r][v]), d, at);

@@ -1,0 +1,204 @@
+// Tests of AttentionPlan as an object: what it refuses, what it reports, its workspace, cancellation.
+#include <gtest/gtest.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_group.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "pagedkv/attention.h"
+#include "pagedkv/cpu.h"
+
+namespace pagedkv {
+namespace {
+
+// Two sequences of 5 and 3 keys in pages of 4, one and two new rows.
+class Plan : public ::testing::Test {
+ protected:
+  std::vector<std::int32_t> qo_indptr = {0, 1, 3}, kv_indptr = {0, 2, 3}, kv_indices = {2, 0, 1}, last = {1, 3};
+  AttentionConfig config = {.num_q_heads = 4, .num_kv_heads = 2, .head_dim = 8, .page_size = 4, .kv_dtype = DType::f32};
+  std::vector<float> pages = std::vector<float>(3 * 2 * 2 * 4 * 8, 0.5F);  // [page][head][K, V][token][dim]
+  std::vector<float> q = std::vector<float>(3 * 4 * 8, 1.0F), out = std::vector<float>(3 * 4 * 8),
+                     lse = std::vector<float>(12);
+
+  AttentionBatch batch() {
+    return {.qo_indptr = qo_indptr, .kv_indptr = kv_indptr, .kv_indices = kv_indices, .kv_last_page_len = last};
+  }
+  KvView view() {
+    const std::int64_t row = 32, head = 2 * 4 * row, page = 2 * head;
+    return {pages.data(), pages.data() + 32, page, head, row, page, head, row, 3};
+  }
+  Errc refused(const AttentionBatch& bad) { return AttentionPlan::create(config, bad).error().code; }
+};
+
+TEST_F(Plan, ReportsItsBatch) {
+  const auto plan = AttentionPlan::create(config, batch()).value();
+  EXPECT_EQ(plan.num_rows(), 3U);
+  EXPECT_STREQ(plan.target(), active_target().value()->name);
+  EXPECT_EQ(plan.kv_bytes(), (5U + 3U) * 2 * 16 * 4);
+  EXPECT_EQ(plan.flops(), 2.0 * (5 + 2 + 3) * 4 * 16);
+  EXPECT_TRUE(plan.run(view(), q, out, lse).has_value());
+  for (const float value : out) EXPECT_FLOAT_EQ(value, 0.5F);
+}
+
+TEST_F(Plan, RefusesConfigsOutOfRange) {
+  const auto code = [&](auto change) {
+    AttentionConfig bad = config;
+    change(bad);
+    return AttentionPlan::create(bad, batch()).error().code;
+  };
+  const std::vector<float> three(3, 1.0F), nan(4, std::nanf(""));
+  EXPECT_EQ(code([](AttentionConfig& c) { c.num_q_heads = 0; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.num_kv_heads = 0; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.num_kv_heads = 3; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.num_q_heads = 1U << 30; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.head_dim = 0; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.head_dim = 1025; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.v_head_dim = 1025; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.page_size = 0; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.page_size = 257; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.kv_dtype = static_cast<DType>(9); }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.variant.sm_scale = std::nanf(""); }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.variant.logits_soft_cap = -1; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([&](AttentionConfig& c) { c.variant.sinks = three; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([&](AttentionConfig& c) { c.variant.sinks = nan; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([&](AttentionConfig& c) { c.variant.alibi_slopes = nan; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.target = "none"; }), Errc::kUnsupported);
+}
+
+TEST_F(Plan, RefusesBrokenPageTables) {
+  const std::vector<std::int32_t> falling = {0, 2, 1}, late = {1, 2, 3}, shorter = {0, 2}, negative = {2, -1, 1};
+  const std::vector<std::int32_t> zero_last = {0, 3}, long_last = {1, 5};
+  AttentionBatch bad = batch();
+  bad.qo_indptr = falling;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad.qo_indptr = late;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad.qo_indptr = {};
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad = batch();
+  bad.kv_indptr = falling;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad.kv_indptr = shorter;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad = batch();
+  bad.kv_indices = shorter;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad.kv_indices = negative;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad = batch();
+  bad.kv_last_page_len = zero_last;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad.kv_last_page_len = long_last;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad = batch();
+  bad.seq_lens = shorter;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad = batch();
+  bad.q_start = negative;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+}
+
+TEST_F(Plan, RefusesBrokenPaddedTables) {
+  const std::vector<std::int32_t> table = {2, 0, 1, -1}, lens = {5, 3}, too_long = {9, 3}, negative = {-1, 3};
+  AttentionBatch good = {.qo_indptr = qo_indptr, .block_table = table, .block_table_stride = 2, .seq_lens = lens};
+  EXPECT_TRUE(AttentionPlan::create(config, good).has_value());  // the -1 lies past the sequence's end
+  AttentionBatch bad = good;
+  bad.seq_lens = too_long;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad.seq_lens = negative;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad = good;
+  bad.block_table_stride = -2;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad.block_table_stride = INT64_MAX;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad = good;
+  bad.block_table = std::span(table).first(2);
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+}
+
+TEST_F(Plan, RefusesMasksThatAreTooShort) {
+  const std::vector<std::byte> bytes(5 + 2 * 3);
+  const std::vector<std::int64_t> offsets = {0, 5}, far = {0, INT64_MAX}, negative = {0, -1}, heads = {0, 6};
+  AttentionBatch masked = batch();
+  masked.mask = {.kind = MaskKind::kBool, .bytes = bytes, .offsets = offsets};
+  EXPECT_TRUE(AttentionPlan::create(config, masked).has_value());
+  masked.mask.bytes = std::span(bytes).first(10);
+  EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
+  masked.mask.bytes = bytes;
+  masked.mask.head_strides = heads;
+  EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
+  masked.mask.head_strides = {};
+  masked.mask.offsets = far;
+  EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
+  masked.mask.offsets = negative;
+  EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
+  masked.mask.offsets = {};
+  EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
+}
+
+TEST_F(Plan, RunRefusesSizesAndViewsThatDoNotFit) {
+  const auto plan = AttentionPlan::create(config, batch()).value();
+  std::vector<float> small(5);
+  EXPECT_EQ(plan.run(view(), small, out).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(plan.run(view(), q, small).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(plan.run(view(), q, out, small).error(), Errc::kInvalidArgument);
+  KvView bad = view();
+  bad.num_pages = 2;  // the batch uses page 2
+  EXPECT_EQ(plan.run(bad, q, out).error(), Errc::kInvalidArgument);
+  bad = view();
+  bad.k = nullptr;
+  EXPECT_EQ(plan.run(bad, q, out).error(), Errc::kInvalidArgument);
+  bad = view();
+  bad.v_token_stride = 30;
+  EXPECT_EQ(plan.run(bad, q, out).error(), Errc::kInvalidArgument);
+}
+
+TEST_F(Plan, LivesInAWorkspaceOfExactlyTheBytesItAsksFor) {
+  const std::size_t bytes = AttentionPlan::workspace_bytes(config, batch()).value();
+  ASSERT_GT(bytes, 0U);
+  std::vector<std::byte> memory(bytes + 64);
+  void* start = memory.data();
+  std::size_t space = memory.size();
+  auto* const aligned = static_cast<std::byte*>(std::align(64, bytes, start, space));
+  EXPECT_EQ(AttentionPlan::create(config, batch(), {aligned, bytes - 1}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(AttentionPlan::create(config, batch(), {aligned + 4, bytes}).error(), Errc::kInvalidArgument);
+  const auto plan = AttentionPlan::create(config, batch(), {aligned, bytes});
+  ASSERT_TRUE(plan.has_value());
+  EXPECT_TRUE(plan->run(view(), q, out, lse).has_value());
+  EXPECT_FLOAT_EQ(out[0], 0.5F);
+}
+
+TEST_F(Plan, OfAnEmptyBatchRuns) {
+  const std::vector<std::int32_t> zero = {0};
+  const auto plan = AttentionPlan::create(config, {.qo_indptr = zero, .kv_indptr = zero});
+  ASSERT_TRUE(plan.has_value());
+  EXPECT_TRUE(plan->run({}, ConstTensor(), Tensor()).has_value());
+}
+
+TEST_F(Plan, MovedFromPlanIsClosed) {
+  auto plan = AttentionPlan::create(config, batch()).value();
+  const AttentionPlan taken = std::move(plan);
+  EXPECT_EQ(plan.run(view(), q, out).error(), Errc::kClosed);  // NOLINT(bugprone-use-after-move)
+  EXPECT_TRUE(taken.run(view(), q, out).has_value());
+}
+
+TEST_F(Plan, RunInACancelledGroupSaysSo) {
+  const auto plan = AttentionPlan::create(config, batch()).value();
+  tbb::task_group_context context;
+  Result<void> result;
+  tbb::parallel_for(
+      0, 1,
+      [&](int) {
+        context.cancel_group_execution();
+        result = plan.run(view(), q, out);
+      },
+      context);
+  EXPECT_EQ(result.error(), Errc::kCancelled);
+  EXPECT_TRUE(plan.run(view(), q, out).has_value());  // the plan is none the worse
+}
+
+}  // namespace
+}  // namespace pagedkv
