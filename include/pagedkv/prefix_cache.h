@@ -45,7 +45,7 @@ class EvictionPolicy {
   virtual Result<void> attach(std::uint64_t num_pages) noexcept = 0;
   /// A page can be found from now on; it is referenced.
   virtual void on_published(const PublishedPage& page) noexcept { static_cast<void>(page); }
-  /// A page was found by its tokens, or computed a second time.
+  /// A page was found by its tokens, or computed a second time. It is referenced: no candidate.
   virtual void on_hit(PageId page) noexcept { static_cast<void>(page); }
   /// A page became a candidate: nobody refers to it.
   virtual void on_evictable(PageId page) noexcept = 0;
@@ -58,7 +58,11 @@ class EvictionPolicy {
 
 /// Least recently used first. The default. O(1).
 Result<std::shared_ptr<EvictionPolicy>> make_lru_policy() noexcept;
-/// Pages that were found again outlive those used once; a memory of evicted pages tells them apart. O(1).
+/// Pages seen once and pages seen again, each least recently used first, in shares that follow the load. O(1).
+///
+/// Source: Megiddo, Modha, "ARC: A self-tuning, low overhead replacement cache", FAST 2003
+Result<std::shared_ptr<EvictionPolicy>> make_arc_policy() noexcept;
+/// Pages that were found again outlive those used once; for caches far smaller than what is reused. O(1).
 ///
 /// Source: Yang et al., "FIFO queues are all you need for cache eviction" (S3-FIFO), SOSP 2023
 Result<std::shared_ptr<EvictionPolicy>> make_s3fifo_policy() noexcept;

@@ -42,12 +42,13 @@ PrefixCacheOptions make_options(int variant) {
   PrefixCacheOptions options{.now_ms = &ticking_clock};
   if (variant == 1) options.hash = &same_hash;
   if (variant == 2) options.policy = make_s3fifo_policy().value();
+  if (variant == 3) options.policy = make_arc_policy().value();
   return options;
 }
 
 RC_GTEST_PROP(PrefixProperty, AnyOperationsAgreeWithTheModel, (const std::vector<PrefixOp>& ops)) {
   const auto page_size = *rc::gen::inRange<std::uint32_t>(1, 5);
-  PrefixMachine machine(page_size, make_options(*rc::gen::inRange(0, 3)));
+  PrefixMachine machine(page_size, make_options(*rc::gen::inRange(0, 4)));
   for (const PrefixOp& op : ops) {
     machine.apply(op);
     machine.check_all();
@@ -77,11 +78,11 @@ TEST_P(PrefixRandom, LongRunAgreesWithTheModel) {
 }
 
 std::string variant_name(const ::testing::TestParamInfo<int>& variant) {
-  constexpr const char* kNames[] = {"Lru", "AllHashesCollide", "S3Fifo"};
+  constexpr const char* kNames[] = {"Lru", "AllHashesCollide", "S3Fifo", "Arc"};
   return kNames[variant.param];
 }
 
-INSTANTIATE_TEST_SUITE_P(Policies, PrefixRandom, ::testing::Values(0, 1, 2), variant_name);
+INSTANTIATE_TEST_SUITE_P(Policies, PrefixRandom, ::testing::Values(0, 1, 2, 3), variant_name);
 
 }  // namespace
 }  // namespace pagedkv::testing

@@ -226,8 +226,9 @@ TEST(Eviction, AUsersPolicyChooses) {
   EXPECT_EQ(policy->hits.size(), 2U);
 }
 
-TEST(Eviction, S3FifoKeepsWhatWasFoundAgainThroughAScan) {
-  CachedStore c(24, 2, {.policy = make_s3fifo_policy().value()});
+// Tokens of a popular prompt that survive many prompts that come once.
+std::uint64_t survivors_of_a_scan(std::shared_ptr<EvictionPolicy> policy) {
+  CachedStore c(24, 2, {.policy = std::move(policy)});
   const auto popular = run_of_tokens(5, 100);
   {
     Sequence s = c.prefill(popular);
@@ -238,18 +239,13 @@ TEST(Eviction, S3FifoKeepsWhatWasFoundAgainThroughAScan) {
   for (Token i = 0; i < 40; ++i) {
     Sequence s = c.prefill(run_of_tokens(5, 1000 + 10 * i));
   }
-  EXPECT_EQ(cached(c, popular), 4U);
-  CachedStore lru(24, 2);
-  {
-    Sequence s = lru.prefill(popular);
-  }
-  {
-    Sequence s = lru.open(popular);
-  }
-  for (Token i = 0; i < 40; ++i) {
-    Sequence s = lru.prefill(run_of_tokens(5, 1000 + 10 * i));
-  }
-  EXPECT_EQ(cached(lru, popular), 0U) << "which the scan pushed out of an LRU";
+  return cached(c, popular);
+}
+
+TEST(Eviction, S3FifoAndArcKeepWhatWasFoundAgainThroughAScanThatPushesItOutOfAnLru) {
+  EXPECT_EQ(survivors_of_a_scan(make_s3fifo_policy().value()), 4U);
+  EXPECT_EQ(survivors_of_a_scan(make_arc_policy().value()), 4U);
+  EXPECT_EQ(survivors_of_a_scan(make_lru_policy().value()), 0U);
 }
 
 TEST(Eviction, LoweringTheCapacityEvictsInOrder) {
@@ -270,6 +266,7 @@ TEST(Eviction, LoweringTheCapacityEvictsInOrder) {
 
 TEST(Eviction, PoliciesSayTheirNames) {
   EXPECT_STREQ(make_lru_policy().value()->name(), "lru");
+  EXPECT_STREQ(make_arc_policy().value()->name(), "arc");
   EXPECT_STREQ(make_s3fifo_policy().value()->name(), "s3fifo");
 }
 
