@@ -107,24 +107,23 @@ Result<void> PrefixIndex::check(std::span<const RetentionRange> retention) noexc
 // Pins ----------------------------------------------------------------------------------------------------------------
 
 Result<PinId> PrefixIndex::pin(const std::shared_ptr<Namespace>& name_space, std::span<const Token> tokens) noexcept {
-  std::vector<PageId> pages;
   const std::scoped_lock pins_guard(pins_mutex_);
   const std::uint64_t id = next_pin_;
   try {
+    std::vector<PageId>& pages = pins_[id];  // all memory is had before the first page is pinned
     pages.resize(tokens.size() / page_size_);
-    pins_.reserve(pins_.size() + 1);
-    PrefixChain chain{.name_space = name_space, .num_pages = 0, .last = kNullPage, .hash = 0};
-    const std::uint64_t num_found = walk(chain, tokens, pages, {});
-    if (num_found == 0) return Error{Errc::kNotFound, "no page of this prefix is published"};
-    pages.resize(num_found);
-    {
-      const std::scoped_lock guard(pool_->lock());
-      for (const PageId page : pages) stats_.pinned_pages += entry(page).num_pins++ == 0 ? 1U : 0U;
-    }
+    PrefixChain chain;
+    chain.name_space = name_space;
+    pages.resize(walk(chain, tokens, pages, {}));
     std::reverse(pages.begin(), pages.end());  // released tail first
-    pins_.emplace(id, pages);                  // a copy, so that the pages can be let go if it fails
+    if (pages.empty()) {
+      pins_.erase(id);
+      return Error{Errc::kNotFound, "no page of this prefix is published"};
+    }
+    const std::scoped_lock guard(pool_->lock());
+    for (const PageId page : pages) stats_.pinned_pages += entry(page).num_pins++ == 0 ? 1U : 0U;
   } catch (const std::bad_alloc&) {
-    if (!pages.empty()) unpin_pages(pages);
+    pins_.erase(id);
     return Error{Errc::kOutOfMemory, "no memory for a pin"};
   }
   ++next_pin_;
