@@ -1,6 +1,8 @@
 // Conversion of Python arrays to views, with errors that name the argument.
 #include "arrays.h"
 
+#include <nanobind/stl/string.h>
+
 #include <limits>
 #include <string>
 

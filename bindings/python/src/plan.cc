@@ -149,7 +149,8 @@ void bind_plan(nb::module_& m) {
            "target"_a = "",
            "Page tables come as kv_indptr, kv_indices and kv_last_page_len, or as block_table and seq_lens; lengths "
            "are after append. Integers are lists or arrays.")
-      .def("run", &run_plan, "k"_a, "v"_a, "q"_a, "out"_a = nb::none(), "lse"_a = nb::none(), "layout"_a = "HND",
+      .def("run", &run_plan, "k"_a.none(), "v"_a.none(), "q"_a.none(), "out"_a = nb::none(), "lse"_a = nb::none(),
+           "layout"_a = "HND",
            "out = softmax(logits) V for every query row. k and v: [pages, heads, tokens, dim] (HND) or [pages, tokens, "
            "heads, dim] (NHD), any strides with contiguous rows; q [rows, num_q_heads, head_dim].")
       .def_prop_ro(
@@ -160,7 +161,7 @@ void bind_plan(nb::module_& m) {
           "kv_bytes", [](PyPlan& p) { return p.plan.kv_bytes(); }, "Bytes of K and V that one run reads.")
       .def_prop_ro("flops", [](PyPlan& p) { return p.plan.flops(); });
   m.def(
-      "merge_states", &merge, "out_a"_a, "lse_a"_a, "out_b"_a, "lse_b"_a,
+      "merge_states", &merge, "out_a"_a.none(), "lse_a"_a.none(), "out_b"_a.none(), "lse_b"_a.none(),
       "Merges two attention states over disjoint keys into the first, in place. float32; lse are natural logarithms.");
 }
 

@@ -1,0 +1,307 @@
+"""KvCache, Sequence and Step against PyTorch, and everything that must be refused."""
+
+import gc
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import pagedkv
+
+
+def rows(cache, count, dtype=torch.float32):
+    """K, V and Q of `count` new tokens."""
+    kv = (count, cache.num_kv_heads, cache.head_dim)
+    q = (count, cache.num_q_heads, cache.head_dim)
+    return torch.randn(kv).to(dtype), torch.randn(kv).to(dtype), torch.randn(q).to(dtype)
+
+
+def reference(q, k, v):
+    """Causal attention of the last len(q) tokens over all of k and v, in f64."""
+    group = q.shape[1] // k.shape[1]
+    q, k, v = (x.double().transpose(0, 1) for x in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)))
+    mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+    return torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0].transpose(0, 1)
+
+
+def advance(cache, sequence, k, v, q):
+    with cache.begin_step([(sequence, len(k))]) as step:
+        for layer in range(cache.num_layers):
+            step.write(layer, k, v)
+            out = step.attend(layer, q)
+        step.commit()
+    return out
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_prefill_and_decode_agree_with_pytorch(make_cache, dtype, bound):
+    cache = make_cache(dtype={torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}[dtype])
+    sequence = cache.open()
+    k, v, q = rows(cache, 23, dtype)
+    out = torch.cat([advance(cache, sequence, k[a:b], v[a:b], q[a:b]) for a, b in ((0, 17), (17, 22), (22, 23))])
+    assert out.dtype == dtype
+    assert (out.double() - reference(q, k, v)).abs().max() < bound
+    assert sequence.num_tokens == len(sequence) == 23
+    assert len(sequence.pages) == 6
+
+
+def test_arrays_of_numpy_and_ml_dtypes_and_torch_give_the_same(make_cache):
+    k, v, q = (x.to(torch.bfloat16).float() for x in rows(make_cache(), 9))
+    kinds = {
+        "torch": lambda x: x.to(torch.bfloat16),
+        "numpy f32": lambda x: x.numpy(),
+        "ml_dtypes bf16": lambda x: x.numpy().astype(ml_dtypes.bfloat16),
+    }
+    outputs = []
+    for convert in kinds.values():
+        cache = make_cache(dtype="bf16")
+        out = torch.empty(9, 4, 16)
+        with cache.begin_step([(sequence := cache.open(), 9)]) as step:
+            step.write(0, convert(k), convert(v))
+            assert step.attend(0, convert(q), out=out) is out
+        outputs.append(out)
+        assert sequence.num_tokens == 0
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+def test_a_batch_mixes_prefill_and_decode(make_cache):
+    cache = make_cache()
+    first, second = cache.open(), cache.open()
+    k1, v1, q1 = rows(cache, 12)
+    advance(cache, first, k1[:11], v1[:11], q1[:11])
+    k2, v2, q2 = rows(cache, 6)
+    lse = np.empty((7, 4), np.float32)
+    with cache.begin_step([(first, 1), (second, 6)]) as step:
+        assert (step.num_rows, step.num_items) == (7, 2)
+        step.write(0, torch.cat([k1[11:], k2]), torch.cat([v1[11:], v2]))
+        out = step.attend(0, torch.cat([q1[11:], q2]), lse=lse)
+    assert (out[:1].double() - reference(q1[11:], k1, v1)).abs().max() < 1e-5
+    assert (out[1:].double() - reference(q2, k2, v2)).abs().max() < 1e-5
+    assert np.isfinite(lse).all()
+
+
+def test_views_show_the_rows_in_place(make_cache):
+    cache = make_cache(num_layers=3)
+    sequence = cache.open()
+    k, v, q = rows(cache, 6)
+    advance(cache, sequence, k, v, q)
+    pages = torch.tensor(sequence.pages)
+    for view, expected in ((cache.view_k(2), k), (cache.view_v(2), v)):
+        held = torch.from_dlpack(view)[pages]  # [pages, heads, page_size, dim]
+        assert torch.equal(held.transpose(1, 2).reshape(-1, 2, 16)[:6], expected)
+    view = torch.from_dlpack(cache.view_k(0))
+    first_page = view[sequence.pages[0], 0, 0].clone()
+    del cache, sequence
+    gc.collect()
+    assert torch.equal(view[pages[0], 0, 0], first_page)  # the view keeps the memory alive
+
+
+def test_a_step_without_commit_leaves_everything_as_it_was(make_cache):
+    cache = make_cache()
+    sequence = cache.open()
+    k, v, q = rows(cache, 5)
+    advance(cache, sequence, k, v, q)
+    with pytest.raises(KeyError), cache.begin_step([(sequence, 30)]):
+        raise KeyError("the model failed")
+    assert sequence.num_tokens == 5
+    assert cache.stats()["used_pages"] == 2
+    assert cache.stats()["steps_rolled_back"] == 1
+
+
+def test_speculation_commits_the_tokens_accepted(make_cache):
+    cache = make_cache()
+    sequence = cache.open()
+    k, v, q = rows(cache, 9)
+    with cache.begin_step([(sequence, 9)]) as step:
+        step.write(0, k, v)
+        step.write(1, k, v)
+        step.commit([3])
+    assert (sequence.num_tokens, len(sequence.pages)) == (3, 1)
+
+
+def test_forks_share_pages_until_one_writes(make_cache):
+    cache = make_cache()
+    chat = cache.open()
+    k, v, q = rows(cache, 7)
+    advance(cache, chat, k[:6], v[:6], q[:6])
+    branch = chat.fork()
+    assert branch.pages == chat.pages
+    assert cache.stats()["shared_pages"] == 2
+    advance(cache, branch, k[6:], v[6:], q[6:])
+    assert branch.pages[0] == chat.pages[0] and branch.pages[1] != chat.pages[1]
+    chat.close()
+    assert not chat.is_open
+    branch.truncate(2)
+    assert cache.stats()["used_pages"] == 1
+
+
+def test_a_scheduler_can_ask_before_it_acts(make_cache):
+    cache = make_cache(capacity_pages=8, watermark_pages=1)
+    sequence = cache.open()
+    assert cache.pages_available == 8
+    assert cache.pages_for_tokens(9) == 3
+    assert cache.pages_needed([(sequence, 9)]) == 3
+    assert cache.can_admit(28) and not cache.can_admit(29)
+    assert cache.page_bytes == 2 * 2 * 2 * 4 * 16 * 4
+
+
+def test_running_out_of_pages_changes_nothing_and_says_so(make_cache):
+    cache = make_cache(capacity_pages=4)
+    sequence = cache.open()
+    k, v, q = rows(cache, 8)
+    advance(cache, sequence, k, v, q)
+    with pytest.raises(pagedkv.OutOfPages) as caught:
+        cache.begin_step([(sequence, 9)])
+    assert caught.value.code is pagedkv.Errc.OUT_OF_PAGES
+    assert (sequence.num_tokens, cache.stats()["used_pages"]) == (8, 2)
+
+
+@pytest.mark.parametrize("options", [
+    {"num_layers": 0}, {"num_kv_heads": 3}, {"head_dim": 0}, {"head_dim": 1025}, {"page_size": 0}, {"page_size": 257},
+    {"capacity_pages": 0}, {"capacity_pages": 2**63}, {"sm_scale": float("nan")}, {"num_q_heads": 0},
+])
+def test_absurd_shapes_are_refused(make_cache, options):
+    with pytest.raises(pagedkv.InvalidArgument):
+        make_cache(**options)
+
+
+@pytest.mark.parametrize("options", [{"num_layers": -1}, {"capacity_pages": 2**64}, {"dtype": None}, {"head_dim": 1.5}])
+def test_values_that_are_no_sizes_are_type_errors(make_cache, options):
+    with pytest.raises(TypeError):
+        make_cache(**options)
+
+
+def test_an_unknown_dtype_or_target_is_refused(make_cache):
+    with pytest.raises(ValueError, match="bf16"):
+        make_cache(dtype="f64")
+    with pytest.raises(pagedkv.Error):
+        make_cache(target="abacus")
+
+
+@pytest.mark.parametrize("bad, error, words", [
+    (lambda k: k[:, :, :8], ValueError, "expected shape"),
+    (lambda k: k[:4], ValueError, "expected shape"),
+    (lambda k: torch.cat([k, k], 2)[:, :, :16], ValueError, "contiguous"),
+    (lambda k: k.double(), TypeError, "float32, float16 or bfloat16"),
+    (lambda k: k.to(torch.int32), TypeError, "float32, float16 or bfloat16"),
+    (lambda k: k.to("meta"), TypeError, "k:"),
+    (lambda k: None, TypeError, "expected an array"),
+    (lambda k: k.tolist(), TypeError, "expected an array"),
+    (lambda k: "kv", TypeError, "k:"),
+])
+def test_arrays_of_another_shape_stride_type_or_device_are_refused(make_cache, bad, error, words):
+    cache = make_cache()
+    k, v, _ = rows(cache, 5)
+    with cache.begin_step([(cache.open(), 5)]) as step:
+        with pytest.raises(error, match=words):
+            step.write(0, bad(k), v)
+        step.write(0, k, v)
+
+
+def test_read_only_outputs_are_refused(make_cache):
+    cache = make_cache()
+    k, v, q = (x.numpy() for x in rows(cache, 5))
+    out = np.empty((5, 4, 16), np.float32)
+    out.flags.writeable = False
+    k.flags.writeable = False  # inputs may be read-only
+    with cache.begin_step([(cache.open(), 5)]) as step:
+        step.write(0, k, v)
+        with pytest.raises(TypeError, match="read-only"):
+            step.attend(0, q, out=out)
+
+
+def test_items_that_make_no_sense_are_refused(make_cache):
+    cache, other = make_cache(), make_cache()
+    mine, foreign = cache.open(), other.open()
+    for items, error in (
+        ([], pagedkv.InvalidArgument), ([(mine, 0)], pagedkv.InvalidArgument), ([(mine, -1)], pagedkv.InvalidArgument),
+        ([(mine, 2**40)], pagedkv.InvalidArgument), ([(foreign, 1)], pagedkv.InvalidArgument),
+        ([(mine, 1), (mine, 1)], pagedkv.InvalidArgument), ([(mine, "1")], TypeError), ([mine], TypeError),
+        ([(None, 1)], TypeError), (None, TypeError),
+    ):
+        with pytest.raises(error):
+            cache.begin_step(items)
+    assert cache.stats()["used_pages"] == 0
+
+
+def test_what_is_over_or_busy_is_refused(make_cache):
+    cache = make_cache()
+    sequence = cache.open()
+    k, v, q = rows(cache, 2)
+    step = cache.begin_step([(sequence, 2)])
+    with pytest.raises(pagedkv.Busy):
+        cache.begin_step([(sequence, 1)])
+    with pytest.raises(pagedkv.Busy):
+        sequence.close()
+    with pytest.raises(pagedkv.InvalidArgument):
+        step.write(2, k, v)
+    step.commit()
+    with pytest.raises(pagedkv.Closed):
+        step.commit()
+    sequence.close()
+    sequence.close()
+    with pytest.raises(pagedkv.Closed):
+        sequence.fork()
+    with pytest.raises(pagedkv.Closed):
+        cache.begin_step([(sequence, 1)])
+
+
+def test_objects_may_be_dropped_in_any_order(make_cache):
+    cache = make_cache()
+    sequence = cache.open()
+    step = cache.begin_step([(sequence, 5)])
+    k, v, q = rows(cache, 5)
+    del cache, sequence
+    gc.collect()
+    step.write(0, k, v)
+    assert (step.attend(0, q).double() - reference(q, k, v)).abs().max() < 1e-5
+    step.commit()
+    del step
+    gc.collect()
+
+
+def test_threads_run_steps_over_disjoint_sequences_at_once(make_cache):
+    cache = make_cache(capacity_pages=512)
+    k, v, q = rows(cache, 40)
+    expected = reference(q, k, v)
+    errors = []
+
+    def serve():
+        for _ in range(20):
+            with cache.open() as sequence:
+                error = (advance(cache, sequence, k, v, q).double() - expected).abs().max()
+                if error > 1e-5:
+                    errors.append(error)
+
+    threads = [threading.Thread(target=serve) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert cache.stats()["used_pages"] == 0
+
+
+def test_a_step_used_by_two_threads_is_refused_or_right_never_broken(make_cache):
+    cache = make_cache(capacity_pages=512)
+    k, v, q = rows(cache, 512)
+    outcomes = []
+    with cache.begin_step([(cache.open(), 512)]) as step:
+        step.write(0, k, v)
+        expected = step.attend(0, q)
+
+        def attend():
+            for _ in range(20):
+                try:
+                    outcomes.append(torch.equal(step.attend(0, q), expected))
+                except pagedkv.Busy:
+                    outcomes.append(True)
+
+        threads = [threading.Thread(target=attend) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(outcomes) == 80 and all(outcomes)

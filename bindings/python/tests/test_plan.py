@@ -1,0 +1,105 @@
+"""AttentionPlan over pages that PyTorch owns, in every layout and both forms of page table."""
+
+import numpy as np
+import pytest
+import torch
+
+import pagedkv
+
+SHAPE = dict(num_q_heads=6, num_kv_heads=3, head_dim=24, page_size=4, dtype="f32")
+LENGTHS = [9, 1, 16]
+NEW = [2, 1, 5]  # query rows of each
+PAGES = [[7, 3, 9], [1], [0, 8, 2, 5]]
+
+
+@pytest.fixture
+def pages():
+    """K and V as an engine keeps them: [pages, heads, tokens, dim]."""
+    return torch.randn(10, 3, 4, 24), torch.randn(10, 3, 4, 24)
+
+
+@pytest.fixture
+def queries():
+    return torch.randn(sum(NEW), 6, 24)
+
+
+def csr():
+    return dict(
+        qo_indptr=np.cumsum([0] + NEW, dtype=np.int32), kv_indptr=np.cumsum([0] + [len(p) for p in PAGES], dtype=np.int32),
+        kv_indices=sum(PAGES, []), kv_last_page_len=[1, 1, 4])
+
+
+def padded():
+    return dict(qo_indptr=np.cumsum([0] + NEW), block_table=torch.tensor([p + [-1] * (4 - len(p)) for p in PAGES]),
+                seq_lens=torch.tensor(LENGTHS))
+
+
+def expected(k, v, q):
+    outputs, row = [], 0
+    for ids, length, new in zip(PAGES, LENGTHS, NEW):
+        keys, values = (x[ids].transpose(1, 2).reshape(-1, 3, 24)[:length].double() for x in (k, v))
+        mask = torch.ones(new, length, dtype=torch.bool).tril(length - new)
+        outputs.append(torch.nn.functional.scaled_dot_product_attention(
+            q[row:row + new].double().transpose(0, 1)[None], keys.repeat_interleave(2, 1).transpose(0, 1)[None],
+            values.repeat_interleave(2, 1).transpose(0, 1)[None], attn_mask=mask)[0].transpose(0, 1))
+        row += new
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("tables", [csr, padded])
+def test_both_page_tables_agree_with_pytorch(pages, queries, tables):
+    plan = pagedkv.AttentionPlan(**SHAPE, **tables())
+    out = plan.run(*pages, queries)
+    assert (out.double() - expected(*pages, queries)).abs().max() < 1e-5
+    assert plan.num_rows == 8 and plan.kv_bytes > 0 and plan.target in [t["name"] for t in pagedkv.targets()]
+
+
+def test_foreign_layouts_are_read_in_place(pages, queries):
+    k, v = pages
+    plan = pagedkv.AttentionPlan(**SHAPE, **csr())
+    plain = plan.run(k, v, queries)
+    tokens_first = [x.transpose(1, 2).contiguous() for x in pages]
+    together = torch.stack([k, v], dim=1)  # [pages, K and V, heads, tokens, dim]
+    wide = torch.randn(10, 3, 4, 48)
+    wide[..., :24] = k
+    assert torch.equal(plan.run(*tokens_first, queries, layout="NHD"), plain)
+    assert torch.equal(plan.run(together[:, 0], together[:, 1], queries), plain)
+    assert torch.equal(plan.run(wide[..., :24], v, queries), plain)
+
+
+def test_states_over_disjoint_keys_merge_to_the_whole(pages, queries):
+    k, v = pages
+    shape = dict(SHAPE, causal=False)
+    ends = dict(qo_indptr=[0, 8])
+    whole_lse, a_lse, b_lse = (torch.empty(8, 6) for _ in range(3))
+    whole = pagedkv.AttentionPlan(**shape, **ends, block_table=torch.tensor([[7, 3, 9, 1]]),
+                                  seq_lens=[16]).run(k, v, queries, lse=whole_lse)
+    a = pagedkv.AttentionPlan(**shape, **ends, block_table=torch.tensor([[7, 3]]), seq_lens=[8]).run(k, v, queries, lse=a_lse)
+    b = pagedkv.AttentionPlan(**shape, **ends, block_table=torch.tensor([[9, 1]]), seq_lens=[8]).run(k, v, queries, lse=b_lse)
+    pagedkv.merge_states(a, a_lse, b, b_lse)
+    assert (a - whole).abs().max() < 1e-5 and (a_lse - whole_lse).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("change, error", [
+    (dict(kv_indices=[0] * 7 + [-1]), pagedkv.InvalidArgument), (dict(kv_last_page_len=[5, 1, 4]), pagedkv.InvalidArgument),
+    (dict(qo_indptr=[0, 2, 1, 8]), pagedkv.InvalidArgument), (dict(kv_indptr=[0, 3, 4]), pagedkv.InvalidArgument),
+    (dict(kv_indices=[2**40] * 8), (TypeError, ValueError)), (dict(kv_indices=["a"] * 8), TypeError),
+    (dict(num_kv_heads=4), pagedkv.InvalidArgument), (dict(sm_scale=float("inf")), pagedkv.InvalidArgument),
+    (dict(target="abacus"), pagedkv.Error), (dict(sinks=torch.zeros(5)), ValueError),
+])
+def test_bad_batches_are_refused(change, error):
+    with pytest.raises(error):
+        pagedkv.AttentionPlan(**{**SHAPE, **csr(), **change})
+
+
+def test_pages_out_of_range_or_of_another_shape_are_refused(pages, queries):
+    k, v = pages
+    plan = pagedkv.AttentionPlan(**SHAPE, **csr())
+    for bad_k, bad_v, error in ((k[:9], v[:9], pagedkv.InvalidArgument), (k[:, :2], v, ValueError), (k[..., :12], v, ValueError),
+                                (k.half(), v, ValueError), (k, v[:9], ValueError), (k.transpose(2, 3), v, ValueError)):
+        with pytest.raises(error):
+            plan.run(bad_k, bad_v, queries)
+    with pytest.raises(ValueError):
+        plan.run(k, v, queries[:7])
+    with pytest.raises(ValueError, match="layout"):
+        plan.run(k, v, queries, layout="DHN")
