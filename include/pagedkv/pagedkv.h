@@ -1,9 +1,11 @@
 // Everything at once, for tutorials. The library's own code includes what it uses.
 #pragma once
 
-#include "pagedkv/attention.h"  // IWYU pragma: export
-#include "pagedkv/cpu.h"        // IWYU pragma: export
-#include "pagedkv/kv_cache.h"   // IWYU pragma: export
+#include "pagedkv/attention.h"          // IWYU pragma: export
+#include "pagedkv/cpu.h"                // IWYU pragma: export
+#include "pagedkv/dense_cache.h"        // IWYU pragma: export
+#include "pagedkv/interleaved_cache.h"  // IWYU pragma: export
+#include "pagedkv/kv_cache.h"           // IWYU pragma: export
 #include "pagedkv/page_pool.h"
 #include "pagedkv/prefix_cache.h"  // IWYU pragma: export
 #include "pagedkv/reference.h"     // IWYU pragma: export
