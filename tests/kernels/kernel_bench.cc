@@ -195,6 +195,85 @@ const AttendKernel& kernel_for(const Layer& layer) {
   return *kernel;
 }
 
+#if defined(__x86_64__)
+/// Tile products on random operands in registers, four chains; floating-point operations done.
+__attribute__((target("amx-tile,amx-bf16"))) double tile_products(int repetitions) {
+  struct alignas(64) {
+    std::uint8_t palette = 1, rest[15] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  alignas(64) std::uint16_t operands[4 * 512];
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  for (std::uint16_t& x : operands) x = format::to_bf16(normal(random)).bits;
+  asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
+  asm volatile(
+      "tileloadd (%0,%1,1), %%tmm4\n tileloadd 1024(%0,%1,1), %%tmm5\n tileloadd 2048(%0,%1,1), %%tmm6\n"
+      "tileloadd 3072(%0,%1,1), %%tmm7\n" ::"r"(operands),
+      "r"(std::int64_t{64})
+      : "memory");
+  const auto products = [&](int count) __attribute__((target("amx-tile,amx-bf16"))) {
+    for (int i = 0; i < count; ++i) {
+      asm volatile(
+          "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n"
+          "tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n tdpbf16ps %%tmm7, %%tmm5, %%tmm3\n" ::
+              : "memory");
+    }
+  };
+  products(repetitions);
+  asm volatile("tilerelease" ::: "memory");
+  return repetitions * 4.0 * 16 * 16 * 32 * 2;
+}
+#endif
+
+/// One kv head of one sequence a round and thread, cut into tasks of the kernel's rows; the peak before and after.
+int prefill(const Shape& shape) {
+  const Layer layer(shape, 0);
+  const AttendKernel& kernel = kernel_for(layer);
+  Team team(shape.num_threads);
+  const auto num_threads = static_cast<std::size_t>(shape.num_threads);
+  std::vector<Pool> scratch;
+  for (std::size_t i = 0; i < num_threads; ++i) {
+    scratch.emplace_back(kernel.scratch_bytes(layer.params, kernel.max_rows));
+    scratch.back().fill_bf16(9);
+  }
+  double pairs = 0;
+  for (std::int32_t r = 0; r < shape.query_len; ++r) pairs += shape.context - shape.query_len + r + 1;
+  const double work = pairs * 4 * shape.head_dim * layer.params.group * static_cast<double>(num_threads);
+  std::vector<double> rate, peak_rate, ratio;
+  const double begin = wall_seconds();
+  for (std::uint32_t round = 0; rate.size() < 100 && wall_seconds() - begin < 8; ++round) {
+    double peak_work = 0;
+    const auto peak = [&](int thread) {
+      const double done = tile_products(8000);
+      if (thread == 0) peak_work = done * shape.num_threads;
+    };
+    const double before = team.run(peak);
+    const double own = team.run([&](int thread) {
+      const std::uint32_t head =
+          (round * static_cast<std::uint32_t>(shape.num_threads) + static_cast<unsigned>(thread)) % shape.kv_heads;
+      for (std::int32_t row = 0; row < shape.query_len; row += kernel.max_rows) {
+        const AttendTask task = layer.task(0, head, row, std::min(kernel.max_rows, shape.query_len - row));
+        kernel.attend(layer.params, task, scratch[static_cast<std::size_t>(thread)].base);
+      }
+    });
+    const double after = team.run(peak);
+    if (before == 0 || own == 0 || after == 0) continue;
+    rate.push_back(work / own * 1e-9), peak_rate.push_back(2 * peak_work / (before + after) * 1e-9);
+    ratio.push_back(rate.back() / peak_rate.back());
+  }
+  std::sort(ratio.begin(), ratio.end());
+  fmt::print(
+      "prefill {}/{}x{} queries {} context {} page {} threads {}: {:.0f} GFLOP/s, peak {:.0f}, fraction {:.3f} (p25 "
+      "{:.3f}"
+      " p75 {:.3f}, {} rounds)\n",
+      shape.q_heads, shape.kv_heads, shape.head_dim, shape.query_len, shape.context, shape.page_size, shape.num_threads,
+      median(rate), median(peak_rate), median(ratio), ratio.empty() ? 0 : ratio[ratio.size() / 4],
+      ratio.empty() ? 0 : ratio[ratio.size() * 3 / 4], rate.size());
+  return 0;
+}
+
 /// Runs tasks [from, to), each told its successor.
 void run_tasks(const AttendKernel& kernel, const Layer& layer, std::vector<AttendTask>& tasks, std::byte* scratch) {
   for (std::size_t i = 0; i < tasks.size(); ++i) {
@@ -272,6 +351,10 @@ int main(int argc, char** argv) {
   shape.context = number(6, 4096), shape.page_size = number(7, 16), shape.num_threads = number(8, 2);
   shape.random_order = argc <= 9 || std::string(argv[9]) != "linear";
   shape.cached = argc > 9 && std::string(argv[9]) == "cached";
+  if (phase == "prefill") {
+    shape.query_len = number(5, 512), shape.batch = 1;
+    return pagedkv::bench::prefill(shape);
+  }
   shape.batch = number(5, 8);
   return pagedkv::bench::decode(shape);
 }
