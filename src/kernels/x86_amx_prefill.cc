@@ -124,7 +124,11 @@ class PrefillTask {
     }
     for (chunk_ = begin / kChunk * kChunk; chunk_ < end; chunk_ += kChunk) {
       pack_chunk(std::max(begin, chunk_), std::min(end, chunk_ + kChunk));
-      for (int b = 0; b < num_blocks_; ++b) attend_chunk(b);
+      slot_is_scored_ = false;
+      for (int b = 0; b < num_blocks_; ++b) {
+        plan_prefetch(b, std::min(end, chunk_ + 2 * kChunk));
+        attend_chunk(b);
+      }
     }
     for (int b = 0; b < num_blocks_; ++b) close_block(b);
   }
@@ -262,37 +266,62 @@ class PrefillTask {
     }
   }
 
-  /// One column block over the keys of the chunk that some column sees.
-  void attend_chunk(int index) noexcept {
-    ColumnBlock& block = scratch_.blocks[index];
+  /// A share of the next chunk's rows, to be prefetched while column block `index` is computed.
+  void plan_prefetch(int index, std::int64_t end) noexcept {
+    const std::int64_t share = kChunk / num_blocks_, first = chunk_ + kChunk + index * share;
+    ahead_.clear();
+    if (first < end) ahead_.add(rows_, first, std::min(share, end - first));
+    ahead_lines_ = ahead_.num_lines() / (kChunk / kTileRows) + 1;
+  }
+
+  /// Token tiles of the chunk that some column of the block sees, from an even one on.
+  struct TileRange {
+    int first, end;
+  };
+  TileRange tiles_of(int index) const noexcept {
+    const ColumnBlock& block = scratch_.blocks[index];
     const std::int64_t begin = std::max<std::int64_t>(chunk_, block.min_first) / kGroupTokens * kGroupTokens;
     const std::int64_t end = std::min<std::int64_t>(chunk_ + kChunk, block.max_end);
-    if (begin >= end) return;
-    const int first_tile = static_cast<int>(begin - chunk_) / kTileRows;
-    const int end_tile = static_cast<int>(end - chunk_ + kTileRows - 1) / kTileRows;
+    if (begin >= end) return {0, 0};
+    return {static_cast<int>(begin - chunk_) / kTileRows, static_cast<int>(end - chunk_ + kTileRows - 1) / kTileRows};
+  }
+
+  /// One column block over its tiles of the chunk.
+  void attend_chunk(int index) noexcept {
+    ColumnBlock& block = scratch_.blocks[index];
+    const TileRange tiles = tiles_of(index);
+    if (tiles.first == tiles.end) return;
     SoftmaxState state;
     state.scale = _mm512_set1_ps(is_plain_ ? scale_ : 1.f);
     for (int c = 0; c < kColumnTiles; ++c) {
       state.max[c] = _mm512_load_ps(block.max + c * 16), state.sum[c] = _mm512_load_ps(block.sum + c * 16);
     }
-    slot_ = 0, slot_is_scored_ = false;
-    for (int tile = first_tile; tile < end_tile;) {
-      const int stop = std::min(end_tile, tile / kBlockTiles * kBlockTiles + kBlockTiles);
-      attend_block(index, state, tile, stop, stop < end_tile);
+    for (int tile = tiles.first; tile < tiles.end;) {
+      const int stop = std::min(tiles.end, tile / kBlockTiles * kBlockTiles + kBlockTiles);
+      attend_block(index, state, tile, stop, stop < tiles.end ? score_of(index, stop, stop + 1) : first_of_next(index));
       tile = stop;
     }
     for (int c = 0; c < kColumnTiles; ++c) _mm512_store_ps(block.sum + c * 16, state.sum[c]);
   }
 
-  /// Token tiles [tile, stop) of the chunk, which lie in one block of 256 tokens.
-  void attend_block(int index, SoftmaxState& state, int tile, int stop, bool has_next) noexcept {
+  /// The first scores of the next column block that has some in this chunk; none (k null) if there is none.
+  ScorePass first_of_next(int index) const noexcept {
+    while (++index < num_blocks_) {
+      const TileRange tiles = tiles_of(index);
+      if (tiles.first < tiles.end) return score_of(index, tiles.first, tiles.first + 1);
+    }
+    return ScorePass{};
+  }
+
+  /// Token tiles [tile, stop) of the chunk, which lie in one block of 256 tokens; `next` are the scores after them.
+  void attend_block(int index, SoftmaxState& state, int tile, int stop, const ScorePass& next) noexcept {
     ColumnBlock& block = scratch_.blocks[index];
     if (find_maxima(index, state, tile, stop)) slot_is_scored_ = false;
     const SoftmaxState saved = state;
-    weights_of_tiles(index, state, tile, stop, has_next);
+    weights_of_tiles(index, state, tile, stop, next);
     if (overflows(state)) {
       raise_maxima(index, state, saved, tile, stop);
-      weights_of_tiles(index, state, tile, stop, false);
+      weights_of_tiles(index, state, tile, stop, next);
     }
     for (int c = 0; c < kColumnTiles; ++c) {  // columns that have seen no key yet used 0
       const __m512 old = _mm512_load_ps(block.max + c * 16);
@@ -312,34 +341,44 @@ class PrefillTask {
     }
   }
 
-  ScorePass score_of(int index, int tile, int next_tile, int slot) const noexcept {
+  /// Scores of a token tile; those of `next_tile` follow. The slot is filled in later.
+  ScorePass score_of(int index, int tile, int next_tile) const noexcept {
     ScorePass pass{};
     const std::int64_t tile_bytes = std::int64_t{k_tiles_} * kTileBytes;
-    pass.k = scratch_.k + tile * tile_bytes, pass.k_next = scratch_.k + next_tile * tile_bytes;
+    pass.k = scratch_.k + tile * tile_bytes, pass.k_next = scratch_.k + next_tile % (kChunk / kTileRows) * tile_bytes;
     pass.queries = queries(index), pass.query_stride = terms_ * tile_bytes;
-    pass.scores = scratch_.scores + slot * kSlotFloats;
     return pass;
   }
+  float* slot(int which) const noexcept { return scratch_.scores + which * kSlotFloats; }
 
-  /// Scores and weights of tiles [tile, stop); the last softmax overlaps with the scores of `stop` if there is a next.
-  void weights_of_tiles(int index, SoftmaxState& state, int tile, int stop, bool has_next) noexcept {
-    const int last = (has_next ? stop : stop - 1);
-    if (!slot_is_scored_)
-      score_tile<false>(k_tiles_, terms_, state, score_of(index, tile, std::min(tile + 1, last), slot_));
+  /// Scores of a token tile into the slot in turn, by themselves.
+  float* score_alone(int index, int tile) noexcept {
+    ScorePass pass = score_of(index, tile, tile + 1);
+    pass.scores = slot(slot_);
+    SoftmaxState unused;
+    score_tile<false>(k_tiles_, terms_, unused, pass);
+    return pass.scores;
+  }
+
+  /// Scores and weights of tiles [tile, stop); the softmax of each overlaps with the scores of the one after it, that
+  /// of the last with `next`.
+  void weights_of_tiles(int index, SoftmaxState& state, int tile, int stop, const ScorePass& next) noexcept {
+    if (!slot_is_scored_) score_alone(index, tile);
     for (int t = tile; t < stop; ++t) {
-      float* done = scratch_.scores + slot_ * kSlotFloats;
+      float* done = slot(slot_);
       bend_and_hide(index, done, t);
-      std::byte* weights = scratch_.weights + (t - tile) / 2 * kWeightBytes + (t - tile) % 2 * (kTileBytes / 2);
+      ScorePass pass = t + 1 < stop ? score_of(index, t + 1, t + 2) : next;
       slot_ ^= 1;
-      if (t < last) {
-        ScorePass pass = score_of(index, t + 1, std::min(t + 2, last), slot_);
-        pass.done_scores = done, pass.weights = weights;
+      pass.scores = slot(slot_), pass.done_scores = done;
+      pass.weights = scratch_.weights + (t - tile) / 2 * kWeightBytes + (t - tile) % 2 * (kTileBytes / 2);
+      if (pass.k != nullptr) {
         score_tile<true>(k_tiles_, terms_, state, pass);
       } else {
-        softmax_slot(state, done, weights);
+        softmax_slot(state, done, pass.weights);
       }
+      ahead_.emit(ahead_lines_);
     }
-    slot_is_scored_ = has_next;
+    slot_is_scored_ = next.k != nullptr;
   }
 
   /// Sets the maxima of columns that have none from their first tile with a visible key; 0 for this block if there is
@@ -359,8 +398,7 @@ class PrefillTask {
         }
         return t > tile;
       }
-      score_tile<false>(k_tiles_, terms_, state, score_of(index, t, t, slot_));
-      float* scores = scratch_.scores + slot_ * kSlotFloats;
+      float* scores = score_alone(index, t);
       bend_and_hide(index, scores, t);
       for (int c = 0; c < kColumnTiles; ++c) {
         const __m512 top = _mm512_mul_ps(highest_score(scores + c * kTileFloats), state.scale);
@@ -390,9 +428,7 @@ class PrefillTask {
     __m512 top[kColumnTiles];
     for (int c = 0; c < kColumnTiles; ++c) top[c] = saved.max[c];
     for (int t = tile; t < stop; ++t) {
-      SoftmaxState unused = saved;
-      score_tile<false>(k_tiles_, terms_, unused, score_of(index, t, t, slot_));
-      float* scores = scratch_.scores + slot_ * kSlotFloats;
+      float* scores = score_alone(index, t);
       bend_and_hide(index, scores, t);
       for (int c = 0; c < kColumnTiles; ++c) {
         top[c] = _mm512_max_ps(top[c], _mm512_mul_ps(highest_score(scores + c * kTileFloats), saved.scale));
@@ -510,6 +546,8 @@ class PrefillTask {
   std::int64_t first_column_ = 0;  // of the blocks at hand
   std::int64_t chunk_ = 0;         // first token of the chunk at hand
   int num_blocks_ = 0;
+  Prefetcher ahead_;             // of the next chunk
+  int ahead_lines_ = 0;          // a token tile
   int slot_ = 0;                 // score slot in turn
   bool slot_is_scored_ = false;  // it holds the scores of the next tile
 };

@@ -243,7 +243,7 @@ int prefill(const Shape& shape) {
   const double work = pairs * 4 * shape.head_dim * layer.params.group * static_cast<double>(num_threads);
   std::vector<double> rate, peak_rate, ratio;
   const double begin = wall_seconds();
-  for (std::uint32_t round = 0; rate.size() < 100 && wall_seconds() - begin < 8; ++round) {
+  for (std::uint32_t round = 0; rate.size() < 100 && wall_seconds() - begin < 3; ++round) {
     double peak_work = 0;
     const auto peak = [&](int thread) {
       const double done = tile_products(8000);
@@ -297,7 +297,7 @@ int decode(const Shape& shape) {
   std::vector<double> raw, own, ratio;
   std::vector<std::vector<AttendTask>> tasks(num_threads);
   const double begin = wall_seconds();
-  for (std::size_t round = 0; raw.size() < 200 && wall_seconds() - begin < 8; ++round) {
+  for (std::size_t round = 0; raw.size() < 200 && wall_seconds() - begin < 4; ++round) {
     const double raw_s = team.run([&](int thread) {
       const auto t = static_cast<std::size_t>(thread);
       const std::size_t half = layer.pool.bytes / num_threads, room = half - std::min(bytes, half);
