@@ -1,0 +1,130 @@
+// pagedkv-generate: a batch of prompts through one pool of pages, in the terminal.
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+
+#include "app/loaded_model.h"
+#include "engine/engine.h"
+
+namespace {
+
+using namespace serving;
+
+constexpr std::uint64_t kMaxPoolBytes = 4ULL << 30;  // A batch that needs more goes through in turns.
+
+struct Options {
+  ModelPaths paths;
+  std::vector<std::string> prompts;
+  std::uint32_t max_tokens = 128;
+  float temperature = 0;
+  std::uint64_t seed = 0;
+  std::string kv_dtype = "f32";
+  std::uint32_t page_size = 16;
+  bool ids = false;
+};
+
+// Room for every prompt and its output at once, if that is not absurd.
+pagedkv::KvCache make_cache(const Options& options, const Decoder& decoder,
+                            std::span<const std::vector<Token>> prompts) {
+  std::uint64_t pages = 0, largest = 1;
+  for (const auto& prompt : prompts) {
+    const std::uint64_t needed = (prompt.size() + options.max_tokens) / options.page_size + 1;
+    pages += needed;
+    largest = std::max(largest, needed);
+  }
+  const pagedkv::ModelShape shape = decoder.kv_shape(parse_dtype(options.kv_dtype));
+  const std::uint64_t page_bytes = std::uint64_t{options.page_size} * shape.num_layers * shape.num_kv_heads * 2 *
+                                   shape.head_dim * pagedkv::size_of(shape.dtype);
+  pages = std::max(largest, std::min(pages, kMaxPoolBytes / page_bytes));
+  auto cache = pagedkv::KvCache::create({.shape = shape,
+                                         .page_size = options.page_size,
+                                         .capacity_pages = pages,
+                                         .attention = {.window_left = decoder.config().window_left}});
+  if (!cache) throw std::runtime_error(std::string("the pool could not be made: ") + cache.error().what);
+  return std::move(cache).value();
+}
+
+std::string joined(const std::vector<Token>& tokens) {
+  std::string line;
+  for (Token token : tokens) line += (line.empty() ? "" : " ") + std::to_string(token);
+  return line;
+}
+
+void generate(const Options& options) {
+  LoadedModel model = load_model(options.paths);
+  std::vector<std::vector<Token>> prompts, outputs(options.prompts.size());
+  for (const std::string& text : options.prompts) {
+    prompts.push_back(model.tokenizer->encode_prompt(text));
+    if (prompts.back().empty()) throw std::runtime_error("a prompt has no tokens");
+    if (prompts.back().size() >= model.decoder->config().max_positions) {
+      throw std::runtime_error(fmt::format("a prompt has {} tokens; the model's context is {}", prompts.back().size(),
+                                           model.decoder->config().max_positions));
+    }
+  }
+  pagedkv::KvCache cache = make_cache(options, *model.decoder, prompts);
+  Engine engine(*model.decoder, cache, {.max_requests = static_cast<std::uint32_t>(prompts.size())});
+  std::string failure;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    Request request;
+    request.prompt = prompts[i];
+    const auto room = model.decoder->config().max_positions - static_cast<std::uint32_t>(prompts[i].size());
+    request.max_tokens = std::min(options.max_tokens, room);
+    request.sampling = {.temperature = options.temperature, .seed = options.seed + i};
+    request.stop_tokens = model.tokenizer->stop_tokens();
+    const SubmitError refused = engine.submit(std::move(request), [&outputs, &failure, i](const Event& event) {
+      if (event.finish == FinishReason::kFailed) failure = event.failure;
+      if (event.finish == FinishReason::kNone) outputs[i].push_back(event.token);
+      return true;
+    });
+    if (refused != SubmitError::kNone) throw std::runtime_error("a prompt does not fit the pool");
+  }
+  while (engine.step()) {
+  }
+  if (!failure.empty()) throw std::runtime_error(failure);
+
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    if (options.ids) {
+      fmt::print("{}\n", joined(outputs[i]));
+      continue;
+    }
+    std::vector<Token> all = prompts[i];
+    all.insert(all.end(), outputs[i].begin(), outputs[i].end());
+    fmt::print("{}{}\n", i > 0 ? "\n" : "", model.tokenizer->decode(all));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app("Generates text for a batch of prompts through one pool of pages.", "pagedkv-generate");
+  app.add_option("--model", options.paths.model,
+                 "llama2.c checkpoint, or folder with config.json and model.safetensors (default: random weights)");
+  app.add_option("--tokenizer", options.paths.tokenizer,
+                 "tokenizer.bin or tokenizer.json (default: in the model's folder)");
+  // One value each, empty ones too: CLI11 would drop an empty string from a list.
+  app.add_option_function<std::string>(
+         "--prompt", [&](const std::string& text) { options.prompts.push_back(text); },
+         "a prompt; repeat it for a batch")
+      ->required()
+      ->trigger_on_parse()
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  app.add_option("--max-tokens", options.max_tokens, "tokens to generate for each prompt")
+      ->check(CLI::Range(1U, 1U << 30));
+  app.add_option("--temperature", options.temperature, "0 = greedy")->check(CLI::Range(0.0F, 100.0F));
+  app.add_option("--seed", options.seed, "of the random numbers, and of the random model");
+  app.add_option("--kv-dtype", options.kv_dtype, "format of the pages")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  app.add_option("--page-size", options.page_size, "tokens a page")->check(CLI::Range(1U, 256U));
+  app.add_flag("--ids", options.ids, "print the generated token ids alone, a line a prompt");
+  app.get_formatter()->column_width(28);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    generate(options);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "pagedkv-generate: {}\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,227 @@
+// Routes, and the life of one call: read, submit, stream, and cancel when nobody listens any more.
+#include "http/http_server.h"
+
+#include <httplib.h>
+#include <sys/socket.h>
+
+#include <chrono>
+#include <thread>
+
+#include "http/completion.h"
+#include "http/connection_threads.h"
+#include "http/pool_page.h"
+
+namespace serving {
+namespace {
+
+constexpr double kLookSeconds = 0.05;  // How long a client can be gone before it is noticed.
+constexpr int kBacklog = 1024;         // httplib's own is 5: a crowd that arrives at once would wait for seconds.
+constexpr const char* kJsonType = "application/json";
+
+void answer(httplib::Response& response, const ApiError& error) {
+  response.status = error.status;
+  response.set_content(error.to_json().dump(-1, ' ', false, Json::error_handler_t::replace), kJsonType);
+  if (error.status == 429 || error.status == 503) response.set_header("Retry-After", "1");
+}
+
+}  // namespace
+
+struct HttpServer::Impl {
+  Impl(Engine& engine_, pagedkv::KvCache& cache_, const Tokenizer& tokenizer_, ApiLimits limits_, HttpOptions options_)
+      : engine(engine_),
+        cache(cache_),
+        tokenizer(tokenizer_),
+        limits(std::move(limits_)),
+        options(std::move(options_)),
+        metrics(engine) {}
+
+  void set_up();
+  void route();
+  void complete(const httplib::Request& request, httplib::Response& response, bool is_chat);
+  void stream(const std::shared_ptr<Completion>& completion, httplib::Response& response);
+  void answer_whole(const std::shared_ptr<Completion>& completion, httplib::Response& response);
+  // Counts a call from its beginning to its last byte, so that a shutdown can wait for it.
+  std::shared_ptr<void> count_call() {
+    ++open_calls;
+    return {nullptr, [this](void*) { --open_calls; }};
+  }
+
+  Engine& engine;
+  pagedkv::KvCache& cache;
+  const Tokenizer& tokenizer;
+  const ApiLimits limits;
+  const HttpOptions options;
+  Metrics metrics;
+  httplib::Server server;
+  std::thread listener;
+  socket_t listening_socket = INVALID_SOCKET;
+  std::atomic<int> open_calls = 0;
+  std::atomic<bool> is_shutting_down = false;
+};
+
+void HttpServer::Impl::set_up() {
+  server.new_task_queue = [this] { return new ConnectionThreads(options.max_connections); };
+  server.set_payload_max_length(options.max_body_bytes);
+  server.set_read_timeout(options.read_timeout_seconds);
+  server.set_write_timeout(options.write_timeout_seconds);
+  server.set_keep_alive_max_count(1'000'000);
+  server.set_keep_alive_timeout(options.read_timeout_seconds);
+  server.set_tcp_nodelay(true);
+  server.set_socket_options([this](socket_t socket) {
+    const int yes = 1;
+    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    listening_socket = socket;
+  });
+  server.set_logger(
+      [this](const httplib::Request&, const httplib::Response& response) { metrics.count_response(response.status); });
+  // Whatever httplib refuses by itself (unknown paths, large bodies, malformed requests) in OpenAI's shape.
+  server.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
+    if (!response.body.empty()) return;
+    const std::string where = request.method + " " + request.path;
+    switch (response.status) {
+      case 404: return answer(response, {404, "invalid_request_error", "Unknown request URL: " + where, "unknown_url"});
+      case 413:
+        return answer(response,
+                      {413, "invalid_request_error", "The body of the request is too large.", "body_too_large"});
+      default: return answer(response, {response.status, "invalid_request_error", "The request could not be read."});
+    }
+  });
+  server.set_exception_handler([](const httplib::Request&, httplib::Response& response, std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const ApiError& error) {
+      answer(response, error);
+    } catch (const std::exception& error) {
+      answer(response, {500, "server_error", error.what()});
+    }
+  });
+}
+
+void HttpServer::Impl::route() {
+  using httplib::Request;
+  using httplib::Response;
+  server.Post("/v1/completions",
+              [this](const Request& request, Response& response) { complete(request, response, false); });
+  server.Post("/v1/chat/completions",
+              [this](const Request& request, Response& response) { complete(request, response, true); });
+  const auto refuse_method = [](const Request& request, Response& response) {
+    response.set_header("Allow", "POST");
+    answer(response, {405, "invalid_request_error", "Not allowed to " + request.method + " on " + request.path + ".",
+                      "method_not_allowed"});
+  };
+  for (const char* path : {"/v1/completions", "/v1/chat/completions"}) {
+    server.Get(path, refuse_method).Put(path, refuse_method).Delete(path, refuse_method).Patch(path, refuse_method);
+  }
+  const Json model = {{"id", limits.model_name}, {"object", "model"}, {"created", 0}, {"owned_by", "pagedkv"}};
+  server.Get("/v1/models", [model](const Request&, Response& response) {
+    response.set_content(Json{{"object", "list"}, {"data", Json::array({model})}}.dump(), kJsonType);
+  });
+  server.Get("/v1/models/(.*)", [this, model](const Request& request, Response& response) {
+    const std::string name = request.matches[1];
+    if (name != limits.model_name) {
+      throw ApiError(404, "invalid_request_error", "The model '" + name + "' does not exist.", "model_not_found",
+                     "model");
+    }
+    response.set_content(model.dump(), kJsonType);
+  });
+  server.Get("/health", [this](const Request&, Response& response) {
+    response.status = is_shutting_down ? 503 : 200;
+    response.set_content(Json{{"status", is_shutting_down ? "draining" : "ok"}}.dump(), kJsonType);
+  });
+  server.Get("/metrics", [this](const Request&, Response& response) {
+    response.set_content(metrics.text(), "text/plain; version=0.0.4; charset=utf-8");
+  });
+  server.Get("/", [](const Request&, Response& response) {
+    response.set_content(pool_page_html(), "text/html; charset=utf-8");
+  });
+  server.Get("/pool.json", [this](const Request&, Response& response) {
+    response.set_content(pool_json(*engine.snapshot(0.25), cache), kJsonType);
+  });
+}
+
+void HttpServer::Impl::complete(const httplib::Request& request, httplib::Response& response, bool is_chat) {
+  const auto call_counted = count_call();
+  ApiCall call = read_call(request.body, is_chat, limits, tokenizer);
+  const bool is_streamed = call.stream;
+  const auto completion = std::make_shared<Completion>(std::move(call), limits.model_name, tokenizer, engine, metrics);
+  completion->submit();
+  is_streamed ? stream(completion, response) : answer_whole(completion, response);
+}
+
+// httplib calls a provider again and again while the client is there, and the releaser once in the end.
+void HttpServer::Impl::stream(const std::shared_ptr<Completion>& completion, httplib::Response& response) {
+  response.set_header("Cache-Control", "no-store");
+  response.set_chunked_content_provider(
+      "text/event-stream",  // Exactly so: httplib would compress, and so hold back, any other text.
+      [completion](std::size_t, httplib::DataSink& sink) {
+        const std::optional<std::string> event = completion->next_event(kLookSeconds);
+        if (!event) {
+          sink.done();
+          return true;
+        }
+        return event->empty() ? sink.is_writable() : sink.write(event->data(), event->size());
+      },
+      [this, completion, counted = count_call()](bool is_complete) {
+        if (is_complete) return;
+        completion->cancel();
+        metrics.count_disconnect();
+      });
+}
+
+// Also by a provider, since that is the only way by which httplib lets a server see that the client has gone.
+void HttpServer::Impl::answer_whole(const std::shared_ptr<Completion>& completion, httplib::Response& response) {
+  response.set_chunked_content_provider(
+      kJsonType,
+      [completion](std::size_t, httplib::DataSink& sink) {
+        const std::optional<std::string> body = completion->whole_answer(kLookSeconds);
+        if (!body) return sink.is_writable();
+        // The status has been sent: an answer that failed is cut off, which every client reports as an error.
+        if (!completion->failure().empty() || !sink.write(body->data(), body->size())) return false;
+        sink.done();
+        return true;
+      },
+      [this, completion, counted = count_call()](bool is_complete) {
+        if (is_complete) return;
+        completion->cancel();
+        metrics.count_disconnect();
+      });
+}
+
+HttpServer::HttpServer(Engine& engine, pagedkv::KvCache& cache, const Tokenizer& tokenizer, ApiLimits limits,
+                       HttpOptions options)
+    : impl_(std::make_unique<Impl>(engine, cache, tokenizer, std::move(limits), std::move(options))) {}
+
+HttpServer::~HttpServer() { shutdown(0); }
+
+int HttpServer::start() {
+  Impl& self = *impl_;
+  self.set_up();
+  self.route();
+  int port = self.options.port;
+  if (port == 0) {
+    port = self.server.bind_to_any_port(self.options.host);
+    if (port < 0) throw std::runtime_error("cannot listen on " + self.options.host);
+  } else if (!self.server.bind_to_port(self.options.host, port)) {
+    throw std::runtime_error("cannot listen on " + self.options.host + ":" + std::to_string(port));
+  }
+  ::listen(self.listening_socket, kBacklog);  // Again, with room for a crowd.
+  self.listener = std::thread([&self] { self.server.listen_after_bind(); });
+  while (!self.server.is_running()) std::this_thread::yield();
+  return port;
+}
+
+void HttpServer::shutdown(double seconds) {
+  Impl& self = *impl_;
+  if (!self.listener.joinable()) return;
+  self.is_shutting_down = true;
+  self.engine.drain(seconds);  // New calls get 503 from here on; those in progress finish, or are cancelled.
+  // The last bytes are on their way; httplib would cut them off.
+  const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(self.options.write_timeout_seconds);
+  while (self.open_calls > 0 && std::chrono::steady_clock::now() < patience) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  self.server.stop();
+  self.listener.join();
+}
+
+}  // namespace serving

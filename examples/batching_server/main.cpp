@@ -1,0 +1,180 @@
+// pagedkv-server: how to embed pagedkv in a batching server, from the pool to the port. Read it top to bottom.
+#include <fmt/core.h>
+#include <pagedkv/pagedkv.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <CLI/CLI.hpp>
+
+#include "app/loaded_model.h"
+#include "engine/engine.h"
+#include "http/http_server.h"
+
+namespace {
+
+using namespace serving;
+
+struct Options {
+  ModelPaths paths;
+  std::string weights = "f32", kv_dtype = "bf16";
+  std::uint64_t pool_mib = 256, pool_pages = 0;
+  std::uint32_t page_size = 16;
+  std::int32_t window = 0;
+  std::uint32_t watermark_pages = 8;
+  bool no_prefix_cache = false;
+  EngineOptions engine;
+  HttpOptions http;
+  double drain_seconds = 30;
+};
+
+Options parse(int argc, char** argv);
+
+// 1. The pool. One KvCache holds the K and V of every sequence that the server will ever serve. It is made once, from
+//    the model's shape and the memory that the operator grants, and never grows, moves or fragments.
+pagedkv::KvCache make_pool(const Options& options, const Decoder& decoder) {
+  pagedkv::KvCacheOptions pool;
+  pool.shape = decoder.kv_shape(parse_dtype(options.kv_dtype));
+  pool.page_size = options.page_size;
+  if (options.pool_pages > 0) {
+    pool.capacity_pages = options.pool_pages;
+  } else {
+    pool.capacity_bytes = options.pool_mib << 20;
+  }
+  // Pages that admission keeps in hand, so that running sequences can grow for a while before somebody must give way.
+  pool.watermark_pages = options.watermark_pages;
+  // With a sliding window, pages behind it come back by themselves, and prompts may be longer than the whole pool.
+  pool.attention.window_left = options.window > 0 ? options.window - 1 : decoder.config().window_left;
+  auto cache = pagedkv::KvCache::create(pool);
+  if (!cache) throw std::runtime_error(fmt::format("the pool cannot be made: {}", cache.error().what));
+  return std::move(cache).value();
+}
+
+// 2. The engine is where the pool is used; the whole protocol is in engine/engine_step.cc, and is this:
+//
+//      auto sequence = cache.open(prompt, {.cache_salt = tenant});       a request arrives: it already holds every
+//                                                                        page whose tokens somebody computed before
+//      auto step = cache.begin_step(items);                              pages for all new tokens of the batch, or none
+//        if (step.error() == Errc::kOutOfPages) -> preempt somebody, plan again; nothing has changed
+//      for each layer:                                                   model/decoder.cc
+//        step.write(layer, k, v);                                        new rows into pages
+//        step.attend(layer, q, out);                                     attention of each row over its own pages
+//      step.commit(accepted);                                            all tokens, or those of a draft that were
+//      right auto sample = sequence.fork();                                    another choice, or a beam: shares every
+//      page sequence = {};                                                    done, cancelled or preempted: pages are
+//      free
+//
+//    Which sequences take part in a step, and who gives way, is engine/scheduler.h: plain bookkeeping in page counts.
+
+// 3. The door. HTTP threads only parse, submit and wait; the engine's one thread owns all sequences, so no lock is held
+//    while the model computes. A client that goes away is cancelled, which is the last line above.
+ApiLimits make_limits(const Options& options, const LoadedModel& model) {
+  return {.model_name = model.name,
+          .max_positions = model.decoder->config().max_positions,
+          .max_choices = std::min<std::uint32_t>(128, options.engine.max_requests)};
+}
+
+// 4. The end. SIGTERM or SIGINT: refuse what is new, finish what has begun, leave not a page behind.
+void wait_for_signal(const sigset_t& signals) {
+  int signal = 0;
+  sigwait(&signals, &signal);
+}
+
+sigset_t block_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // In every thread made from here on.
+  signal(SIGPIPE, SIG_IGN);                       // A client that has gone is an error code, not the end.
+  return signals;
+}
+
+// Every stream is a file descriptor; the default limit of many systems is 1,024.
+void allow_many_connections() {
+  rlimit files{};
+  getrlimit(RLIMIT_NOFILE, &files);
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
+void serve(Options options) {
+  const sigset_t signals = block_signals();
+  allow_many_connections();
+
+  const LoadedModel model = load_model(options.paths);
+  pagedkv::KvCache cache = make_pool(options, *model.decoder);
+
+  options.engine.prefix_cache = !options.no_prefix_cache;
+  Engine engine(*model.decoder, cache, options.engine);
+  engine.start();
+
+  HttpServer server(engine, cache, *model.tokenizer, make_limits(options, model), options.http);
+  const int port = server.start();
+  const pagedkv::PoolStats pool = cache.stats().pool;
+  fmt::print("serving {} on http://{}:{}/ with {} pages of {} tokens ({:.1f} MiB, {})\n", model.name, options.http.host,
+             port, pool.capacity_pages, options.page_size,
+             static_cast<double>(pool.capacity_pages * pool.page_bytes) / (1 << 20), options.kv_dtype);
+  std::fflush(stdout);
+
+  wait_for_signal(signals);
+  server.shutdown(options.drain_seconds);
+  fmt::print("drained; {} pages still held\n", cache.stats().pool.used_pages);
+}
+
+Options parse(int argc, char** argv) {
+  Options o;
+  CLI::App app("Serves OpenAI's completion API from one pool of KV pages.", "pagedkv-server");
+  app.add_option("--model", o.paths.model, "llama2.c checkpoint or Hugging Face folder (default: random weights)");
+  app.add_option("--tokenizer", o.paths.tokenizer, "tokenizer.bin or tokenizer.json (default: in the model's folder)");
+  app.add_option("--weights", o.weights, "f32 or bf16")->check(CLI::IsMember({"f32", "bf16"}))->capture_default_str();
+  app.add_option("--kv-dtype", o.kv_dtype, "f32, f16 or bf16")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+      ->capture_default_str();
+  app.add_option("--pool-mib", o.pool_mib, "memory of the pool")
+      ->check(CLI::Range(1U, 1U << 30))
+      ->capture_default_str();
+  app.add_option("--pool-pages", o.pool_pages, "its number of pages, instead");
+  app.add_option("--page-size", o.page_size, "tokens a page")->check(CLI::Range(1U, 256U))->capture_default_str();
+  app.add_option("--window", o.window, "sliding window in tokens (default: the model's)")
+      ->check(CLI::Range(1, 1 << 30));
+  app.add_option("--watermark-pages", o.watermark_pages, "pages that admission keeps in hand")->capture_default_str();
+  app.add_flag("--no-prefix-cache", o.no_prefix_cache, "share nothing between requests");
+  SchedulerOptions& s = o.engine.scheduler;
+  app.add_option("--token-budget", s.token_budget, "new tokens a step")
+      ->check(CLI::Range(1U, 1U << 20))
+      ->capture_default_str();
+  app.add_option("--prefill-chunk", s.prefill_chunk, "prompt tokens of one sequence a step")
+      ->check(CLI::Range(1U, 1U << 20))
+      ->capture_default_str();
+  app.add_option("--max-sequences", s.max_lanes, "sequences that run at once")
+      ->check(CLI::Range(1U, 1U << 20))
+      ->capture_default_str();
+  app.add_flag("--reserve-max-length", s.reserve_max_length, "for comparison: reserve each sequence's full length");
+  app.add_option("--max-requests", o.engine.max_requests, "requests waiting and running; more get 429")
+      ->capture_default_str();
+  app.add_option("--host", o.http.host, "address to listen on")->capture_default_str();
+  app.add_option("--port", o.http.port, "0 = any free one")->check(CLI::Range(0, 65535))->capture_default_str();
+  app.add_option("--max-body-bytes", o.http.max_body_bytes, "larger requests get 413")->capture_default_str();
+  app.add_option("--max-connections", o.http.max_connections, "connections served at once")->capture_default_str();
+  app.add_option("--drain-seconds", o.drain_seconds, "for requests to finish after SIGTERM")->capture_default_str();
+  app.get_formatter()->column_width(32);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::exit(app.exit(error));
+  }
+  o.paths.weights = parse_weight_type(o.weights);
+  return o;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    serve(parse(argc, argv));
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "pagedkv-server: {}\n", error.what());
+    return 1;
+  }
+  return 0;
+}

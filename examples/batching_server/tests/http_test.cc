@@ -1,0 +1,374 @@
+// The HTTP server over a random model: every endpoint, every refusal, clients that vanish, and not a page lost.
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <httplib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "http/http_server.h"
+#include "http/text_assembler.h"
+#include "tests/engine_fixture.h"
+#include "tests/test_files.h"
+
+namespace serving {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::Harness;
+using testing::HarnessOptions;
+using ::testing::HasSubstr;
+
+class HttpTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    tokenizer_ = byte_tokenizer();
+    ModelConfig config = testing::tiny_config();
+    config.max_positions = 8192;
+    decoder_ = std::make_unique<Decoder>(*random_weights(config, 5), WeightType::kF32);
+  }
+  static void TearDownTestSuite() {
+    decoder_.reset();
+    tokenizer_.reset();
+  }
+
+  void start(HarnessOptions options = {.page_size = 16, .pages = 2048}, HttpOptions http = {}) {
+    http.port = 0;
+    harness_ = std::make_unique<Harness>(*decoder_, options);
+    harness_->engine().start();
+    server_ = std::make_unique<HttpServer>(harness_->engine(), harness_->cache(), *tokenizer_,
+                                           ApiLimits{.model_name = "tiny", .max_positions = 8192}, http);
+    port_ = server_->start();
+  }
+  void TearDown() override {
+    if (!server_) return;
+    server_->shutdown(30);
+    harness_->expect_no_page_held();
+    server_.reset();
+    harness_.reset();
+  }
+
+  [[nodiscard]] httplib::Client client() const {
+    httplib::Client client("127.0.0.1", port_);
+    client.set_read_timeout(60);
+    return client;
+  }
+  Json post(const std::string& path, const std::string& body, int expected_status) {
+    const auto response = client().Post(path, body, "application/json");
+    EXPECT_TRUE(response) << to_string(response.error());
+    if (!response) return {};
+    EXPECT_EQ(response->status, expected_status) << body.substr(0, 200) << " -> " << response->body;
+    return Json::parse(response->body, nullptr, false);
+  }
+  Json complete(Json body, int expected_status = 200) {
+    if (!body.contains("model")) body["model"] = "tiny";
+    return post("/v1/completions", body.dump(), expected_status);
+  }
+  double metric(const std::string& name) {
+    const auto response = client().Get("/metrics");
+    if (!response) return -1;
+    const std::size_t at = response->body.find("\n" + name + " ");
+    return at == std::string::npos ? -1 : std::stod(response->body.substr(at + name.size() + 2));
+  }
+  // Waits for a condition that another thread brings about.
+  template <class F>
+  void eventually(const F& holds) {
+    for (int i = 0; i < 3000; ++i) {
+      if (holds()) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    ADD_FAILURE() << "did not happen within 30 s";
+  }
+
+  /// A raw connection that sends `text` and then whatever the test wants.
+  [[nodiscard]] int connect_and_send(const std::string& text) const {
+    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<std::uint16_t>(port_));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+    EXPECT_EQ(::send(fd, text.data(), text.size(), MSG_NOSIGNAL), static_cast<ssize_t>(text.size()));
+    return fd;
+  }
+  static std::string raw_post(const std::string& body) {
+    return "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: " +
+           std::to_string(body.size()) + "\r\n\r\n" + body;
+  }
+
+  static std::unique_ptr<Tokenizer> tokenizer_;
+  static std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Harness> harness_;
+  std::unique_ptr<HttpServer> server_;
+  int port_ = 0;
+};
+std::unique_ptr<Tokenizer> HttpTest::tokenizer_;
+std::unique_ptr<Decoder> HttpTest::decoder_;
+
+TEST_F(HttpTest, CompletionHasOpenAisShape) {
+  start();
+  const Json answer = complete({{"prompt", "hello"}, {"max_tokens", 5}, {"temperature", 0}});
+  EXPECT_EQ(answer["object"], "text_completion");
+  EXPECT_THAT(answer["id"].get<std::string>(), ::testing::StartsWith("cmpl-"));
+  EXPECT_EQ(answer["usage"]["prompt_tokens"], 6);
+  EXPECT_EQ(answer["usage"]["completion_tokens"], 5);
+  EXPECT_EQ(answer["choices"][0]["finish_reason"], "length");
+}
+
+TEST_F(HttpTest, EchoPutsThePromptFirst) {
+  start();
+  const Json answer = complete({{"prompt", "hello"}, {"max_tokens", 2}, {"echo", true}});
+  EXPECT_THAT(answer["choices"][0]["text"].get<std::string>(), ::testing::StartsWith("hello"));
+}
+
+TEST_F(HttpTest, AnyBytesThatAModelSaysBecomeValidJson) {
+  start();
+  const Json answer = complete({{"prompt", "x"}, {"max_tokens", 300}, {"temperature", 2}, {"ignore_eos", true}});
+  EXPECT_FALSE(answer.is_discarded());
+  EXPECT_EQ(answer["usage"]["completion_tokens"], 300);
+}
+
+TEST_F(HttpTest, StreamsAreNotCompressedSinceThatWouldHoldThemBack) {
+  start();
+  const Json body = {{"model", "tiny"}, {"prompt", "a"}, {"max_tokens", 3}, {"stream", true}};
+  const auto response =
+      client().Post("/v1/completions", {{"Accept-Encoding", "gzip, br"}}, body.dump(), "application/json");
+  EXPECT_EQ(response->get_header_value("Content-Type"), "text/event-stream");
+  EXPECT_FALSE(response->has_header("Content-Encoding"));
+}
+
+TEST_F(HttpTest, ListsItsModel) {
+  start();
+  EXPECT_EQ(Json::parse(client().Get("/v1/models")->body)["data"][0]["id"], "tiny");
+  EXPECT_EQ(client().Get("/v1/models/tiny")->status, 200);
+  EXPECT_EQ(client().Get("/v1/models/other")->status, 404);
+}
+
+TEST_F(HttpTest, PoolPageAndItsNumbers) {
+  start();
+  const auto page = client().Get("/");
+  EXPECT_THAT(page->get_header_value("Content-Type"), HasSubstr("text/html"));
+  EXPECT_THAT(page->body, HasSubstr("<canvas id=\"map\""));
+  complete({{"prompt", std::string(200, 'a')}, {"max_tokens", 2}});
+  const Json pool = Json::parse(client().Get("/pool.json")->body);
+  EXPECT_EQ(pool["capacity"], 2048);
+  EXPECT_EQ(pool["used"].get<int>() + pool["evictable"].get<int>() + pool["free"].get<int>(), 2048);
+  EXPECT_GT(pool["evictable"], 0);
+  int evictable = 0;
+  for (std::size_t i = 1; i < pool["evictable_pages"].size(); i += 2)
+    evictable += pool["evictable_pages"][i].get<int>();
+  EXPECT_EQ(evictable, pool["evictable"]);
+}
+
+TEST_F(HttpTest, MalformedBodiesAreRefusedInOpenAisShape) {
+  start();
+  const std::string deep(100'000, '[');
+  const std::string lone_surrogate = R"({"model":"tiny","prompt":"\ud800"})";
+  const std::string bad_utf8 = "{\"model\":\"tiny\",\"prompt\":\"\xC3\x28\"}";
+  for (const std::string& body : {std::string(), std::string("{"), std::string("[]"), std::string("null"), deep,
+                                  lone_surrogate, bad_utf8, std::string("{\"a\":1}{"), std::string(1, '\0')}) {
+    for (const char* path : {"/v1/completions", "/v1/chat/completions"}) {
+      const Json answer = post(path, body, 400);
+      EXPECT_EQ(answer["error"]["type"], "invalid_request_error");
+      EXPECT_TRUE(answer["error"]["message"].is_string());
+    }
+  }
+}
+
+TEST_F(HttpTest, MembersOutOfRangeAreRefusedByName) {
+  start();
+  const auto refused = [&](const char* key, const Json& value) {
+    Json body = {{"prompt", "a"}};
+    body[key] = value;
+    EXPECT_EQ(complete(body, 400)["error"]["param"], key) << value;
+  };
+  refused("temperature", -1);
+  refused("temperature", "hot");
+  refused("top_p", 1.5);
+  refused("n", 0);
+  refused("n", 1e9);
+  refused("n", 1.5);
+  refused("max_tokens", 0);
+  refused("max_tokens", -5);
+  refused("seed", 1.5);
+  refused("seed", UINT64_MAX);
+  refused("stop", Json::array({"a", "b", "c", "d", "e"}));
+  refused("stop", std::string(1000, 'x'));
+  refused("stream", "yes");
+  refused("logprobs", 1000);
+  refused("logit_bias", {{"x", 1}});
+  refused("logit_bias", {{"5", 1000}});
+  refused("presence_penalty", 3);
+  refused("prompt", Json::array());
+  refused("prompt", 7);
+  refused("prompt", Json::array({-1}));
+  refused("prompt", Json::array({1, 300}));
+  refused("prompt", Json::array({Json::array()}));
+  refused("best_of", 3);
+  refused("cache_salt", std::string(300, 'x'));
+  refused("suffix", "x");
+  refused("draft_tokens", 1000);
+}
+
+TEST_F(HttpTest, ChatMessagesAreChecked) {
+  start();
+  for (const Json& messages : {Json(nullptr), Json("x"), Json::array(), Json::array({1}),
+                               Json::array({{{"role", "user"}}}), Json::array({{{"role", "user"}, {"content", 5}}}),
+                               Json::array({{{"role", "user"}, {"content", {{{"type", "image_url"}}}}}})}) {
+    const Json answer = post("/v1/chat/completions", Json{{"model", "tiny"}, {"messages", messages}}.dump(), 400);
+    EXPECT_EQ(answer["error"]["param"], "messages") << messages;
+  }
+  const Json parts = Json::array({{{"type", "text"}, {"text", "hi"}}});
+  const Json answer = post(
+      "/v1/chat/completions",
+      Json{{"model", "tiny"}, {"messages", {{{"role", "user"}, {"content", parts}}}}, {"max_tokens", 3}}.dump(), 200);
+  EXPECT_EQ(answer["choices"][0]["message"]["role"], "assistant");
+}
+
+TEST_F(HttpTest, UnknownModelPathAndMethod) {
+  start();
+  EXPECT_EQ(complete({{"model", "other"}, {"prompt", "a"}}, 404)["error"]["code"], "model_not_found");
+  EXPECT_EQ(post("/v1/nothing", "{}", 404)["error"]["code"], "unknown_url");
+  EXPECT_EQ(client().Get("/v1/completions")->status, 405);
+}
+
+TEST_F(HttpTest, PromptBeyondTheContextOrThePool) {
+  start({.page_size = 16, .pages = 20});
+  EXPECT_EQ(complete({{"prompt", std::string(9000, 'a')}}, 400)["error"]["code"], "context_length_exceeded");
+  EXPECT_EQ(complete({{"prompt", std::string(400, 'a')}}, 400)["error"]["code"], "context_length_exceeded");
+  complete({{"prompt", std::string(200, 'a')}});  // And the server goes on.
+}
+
+TEST_F(HttpTest, HugeBodyIsRefusedAndTheServerGoesOn) {
+  start({.page_size = 16, .pages = 2048}, {.max_body_bytes = 10'000});
+  EXPECT_EQ(post("/v1/completions", std::string(20'000, ' '), 413)["error"]["code"], "body_too_large");
+  complete({{"prompt", "a"}});
+}
+
+TEST_F(HttpTest, RequestsBeyondTheLimitAreToldToComeAgain) {
+  HarnessOptions options{.page_size = 16, .pages = 2048};
+  options.engine.max_requests = 1;
+  start(options);
+  const std::string endless =
+      Json{{"model", "tiny"}, {"prompt", "a"}, {"max_tokens", 8000}, {"ignore_eos", true}, {"stream", true}}.dump();
+  const int first = connect_and_send(raw_post(endless));
+  eventually([&] { return metric("pagedkv_requests_open") == 1; });
+  EXPECT_EQ(complete({{"prompt", "b"}}, 429)["error"]["type"], "rate_limit_exceeded");
+  ::close(first);
+  eventually([&] { return metric("pagedkv_requests_open") == 0; });
+  complete({{"prompt", "b"}});
+}
+
+TEST_F(HttpTest, VanishedClientsFreeTheirPages) {
+  start();
+  for (bool streamed : {true, false}) {
+    const Json body = {{"model", "tiny"},    {"prompt", std::string(500, 'p')},
+                       {"max_tokens", 7000}, {"ignore_eos", true},
+                       {"stream", streamed}, {"n", 4}};
+    const double before = metric("pagedkv_disconnects_total");
+    const int gone = connect_and_send(raw_post(body.dump()));
+    eventually([&] { return metric("pagedkv_pages_used") > 0; });
+    ::close(gone);
+    eventually([&] { return metric("pagedkv_disconnects_total") == before + 1; });
+    eventually([&] { return metric("pagedkv_pages_used") == 0 && metric("pagedkv_requests_open") == 0; });
+  }
+}
+
+TEST_F(HttpTest, HalfARequestIsLetGo) {
+  start({.page_size = 16, .pages = 2048}, {.read_timeout_seconds = 1});
+  const int slow =
+      connect_and_send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{\"model\"");
+  char answer[512];
+  EXPECT_GE(::recv(slow, answer, sizeof answer, 0), 0);  // An error or the end, and not a wait for ever.
+  ::close(slow);
+  complete({{"prompt", "a"}});
+}
+
+TEST_F(HttpTest, NoiseInsteadOfHttp) {
+  start();
+  for (const std::string& noise :
+       {std::string("\0\1\2\3\r\n\r\n", 8), std::string(20'000, 'A') + "\r\n\r\n",
+        std::string("POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n"),
+        std::string("POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\nx")}) {
+    const int fd = connect_and_send(noise);
+    ::shutdown(fd, SHUT_WR);
+    char answer[4096];
+    while (::recv(fd, answer, sizeof answer, 0) > 0) {
+    }
+    ::close(fd);
+    complete({{"prompt", "a"}, {"max_tokens", 1}});
+  }
+}
+
+TEST_F(HttpTest, ShutdownFinishesWhatHasBegunAndRefusesTheRest) {
+  start();
+  std::string streamed;
+  std::thread reader([&] {
+    httplib::Request request;
+    request.method = "POST";
+    request.path = "/v1/completions";
+    request.body =
+        Json{{"model", "tiny"}, {"prompt", "a"}, {"max_tokens", 400}, {"ignore_eos", true}, {"stream", true}}.dump();
+    request.content_receiver = [&](const char* data, std::size_t bytes, std::uint64_t, std::uint64_t) {
+      streamed.append(data, bytes);
+      return true;
+    };
+    auto connection = client();
+    static_cast<void>(connection.send(request));
+  });
+  eventually([&] { return metric("pagedkv_requests_open") == 1 || metric("pagedkv_generated_tokens_total") > 0; });
+  server_->shutdown(30);
+  reader.join();
+  EXPECT_THAT(streamed, HasSubstr("\"finish_reason\":\"length\""));
+  EXPECT_THAT(streamed, ::testing::EndsWith("data: [DONE]\n\n"));
+  EXPECT_FALSE(client().Get("/health"));
+}
+
+TEST_F(HttpTest, ManyStreamsAtOnceAllEnd) {
+  start({.page_size = 16, .pages = 400});
+  std::vector<std::thread> clients;
+  std::atomic<int> done = 0;
+  for (int i = 0; i < 150; ++i) {
+    clients.emplace_back([&, i] {
+      const auto body = Json{{"model", "tiny"},  {"prompt", std::string(static_cast<std::size_t>(10 + i % 50), 'a')},
+                             {"max_tokens", 30}, {"stream", true},
+                             {"temperature", 0}, {"ignore_eos", true}};
+      const auto response = client().Post("/v1/completions", body.dump(), "application/json");
+      done += response && response->status == 200 && response->body.ends_with("data: [DONE]\n\n");
+    });
+  }
+  for (std::thread& thread : clients) thread.join();
+  EXPECT_EQ(done, 150);
+  EXPECT_EQ(metric("pagedkv_pages_used"), 0);
+}
+
+TEST(TextAssembler, HoldsBackWhatMayBecomeAStopString) {
+  const auto tokenizer = byte_tokenizer();
+  const std::vector<std::string> stops = {"END", "\n\n"};
+  TextAssembler assembler(*tokenizer, std::nullopt, stops);
+  const auto push = [&](const std::string& text) {
+    std::string out;
+    for (Token token : tokenizer->encode(text, SpecialText::kIsPlain)) out += assembler.push(token);
+    return out;
+  };
+  EXPECT_EQ(push("aE"), "a");
+  EXPECT_EQ(push("N"), "");
+  EXPECT_EQ(push("x"), "ENx");  // Not a stop after all.
+  EXPECT_EQ(push("yEN"), "y");
+  EXPECT_FALSE(assembler.is_stopped());
+  EXPECT_EQ(push("Dzzz"), "");
+  EXPECT_TRUE(assembler.is_stopped());
+  EXPECT_EQ(assembler.finish(), "");
+}
+
+TEST(TextAssembler, GivesTheHeldBackTextAtTheEnd) {
+  const auto tokenizer = byte_tokenizer();
+  const std::vector<std::string> stops = {"END"};
+  TextAssembler assembler(*tokenizer, std::nullopt, stops);
+  for (Token token : tokenizer->encode("xEN", SpecialText::kIsPlain)) static_cast<void>(assembler.push(token));
+  EXPECT_EQ(assembler.finish(), "EN");
+}
+
+}  // namespace
+}  // namespace serving
