@@ -73,6 +73,8 @@ class PAGEDKV_API PagePool {
   Result<void> release(std::span<const PageId> ids) noexcept;
 
   [[nodiscard]] std::uint32_t ref_count(PageId id) const noexcept;  ///< 0 if unreferenced or out of range.
+  /// Whether the page holds a published prefix that nobody refers to. Takes no lock: a hint under concurrency.
+  [[nodiscard]] bool is_evictable(PageId id) const noexcept;
   /// Whether `count` pages could be had now without going below the watermark. A hint under concurrency.
   [[nodiscard]] bool can_allocate(std::uint64_t count) const noexcept;
   /// Pages that could be had now: free + evictable.

@@ -39,6 +39,9 @@ Result<void> PagePool::set_capacity(std::uint64_t num_pages) noexcept {
 }
 
 std::uint32_t PagePool::ref_count(PageId id) const noexcept { return impl_ ? impl_->ref_count(id) : 0; }
+bool PagePool::is_evictable(PageId id) const noexcept {
+  return impl_ && impl_->is_valid(id) && impl_->is_evictable(id);
+}
 bool PagePool::can_allocate(std::uint64_t count) const noexcept { return impl_ && impl_->can_allocate(count); }
 std::uint64_t PagePool::available_pages() const noexcept { return impl_ ? impl_->available_pages() : 0; }
 PoolStats PagePool::stats() const noexcept { return impl_ ? impl_->stats() : PoolStats{}; }

@@ -104,7 +104,7 @@ Result<void> PagePool::Impl::commit_for_locked(std::uint64_t count, std::uint64_
 
 void PagePool::Impl::evict_one_locked() noexcept {
   const PageId victim = hook_->take_victim();
-  PAGEDKV_ASSERT(is_evictable_locked(victim));
+  PAGEDKV_ASSERT(is_evictable(victim));
   unpublish_locked(victim);
   ++evictions_;
 }

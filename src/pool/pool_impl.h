@@ -95,7 +95,7 @@ struct PAGEDKV_LOCAL PagePool::Impl {
   /// Undoes `publish_locked`; an evictable page becomes free (the hook has forgotten it already).
   void unpublish_locked(PageId id) noexcept;
   [[nodiscard]] bool is_published_locked(PageId id) const noexcept { return (load_state(id) & kPublished) != 0; }
-  [[nodiscard]] bool is_evictable_locked(PageId id) const noexcept {
+  [[nodiscard]] bool is_evictable(PageId id) const noexcept {
     return (load_state(id) & (kPublished | kIdle)) == (kPublished | kIdle);
   }
   /// Adds a reference to a used or evictable page. False if it has as many as fit.

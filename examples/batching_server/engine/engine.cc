@@ -208,6 +208,9 @@ void Engine::publish_state() {
                                  .generated_tokens = lane->tokens.size() - lane->job->request.prompt.size(),
                                  .pages = {pages.begin(), pages.end()}});
   }
+  for (std::int32_t page = 0; static_cast<std::uint64_t>(page) < counters_.cache.pool.capacity_pages; ++page) {
+    if (cache_.pool().is_evictable(pagedkv::PageId{page})) snapshot->evictable.push_back(pagedkv::PageId{page});
+  }
   snapshot_ = std::move(snapshot);
   wants_snapshot_ = false;
   state_changed_.notify_all();

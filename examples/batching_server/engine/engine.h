@@ -57,6 +57,7 @@ struct PoolSnapshot {
     std::vector<pagedkv::PageId> pages;  ///< In token order; kNullPage behind a window.
   };
   std::vector<Holder> holders;
+  std::vector<pagedkv::PageId> evictable;  ///< Nobody's, but their prefix can still be found.
   EngineStats stats;
 };
 

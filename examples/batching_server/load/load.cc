@@ -26,7 +26,7 @@ struct Options {
   std::uint32_t requests = 1000;
 };
 
-/// One sample of the server's gauges, and the largest and average over the run.
+/// Samples the server's gauges four times a second while the load runs.
 class ServerWatch {
  public:
   explicit ServerWatch(std::string url) : url_(std::move(url)), thread_([this] { watch(); }) {}
@@ -45,27 +45,38 @@ class ServerWatch {
     return at == std::string::npos ? std::nan("") : std::strtod(metrics.c_str() + at + name.size() + 2, nullptr);
   }
 
-  double used_sum = 0, used_peak = 0, running_peak = 0, waiting_peak = 0, resident_peak = 0;
-  std::uint64_t samples = 0;
+  struct Sample {
+    double seconds, used, running, waiting, resident_bytes;
+  };
+  /// Read it when the watch has stopped.
+  [[nodiscard]] const std::vector<Sample>& samples() const { return samples_; }
+  [[nodiscard]] double peak(double Sample::* member) const {
+    double most = 0;
+    for (const Sample& sample : samples_) most = std::max(most, sample.*member);
+    return most;
+  }
+  [[nodiscard]] double mean(double Sample::* member) const {
+    double sum = 0;
+    for (const Sample& sample : samples_) sum += sample.*member;
+    return samples_.empty() ? 0 : sum / static_cast<double>(samples_.size());
+  }
 
  private:
   void watch() {
     while (!stopping_) {
       const std::string metrics = fetch(url_, "/metrics");
       if (!metrics.empty()) {
-        const double used = value(metrics, "pagedkv_pages_used");
-        used_sum += used;
-        used_peak = std::max(used_peak, used);
-        running_peak = std::max(running_peak, value(metrics, "pagedkv_sequences_running"));
-        waiting_peak = std::max(waiting_peak, value(metrics, "pagedkv_sequences_waiting"));
-        resident_peak = std::max(resident_peak, value(metrics, "process_resident_memory_bytes"));
-        ++samples;
+        samples_.push_back({steady_seconds() - start_, value(metrics, "pagedkv_pages_used"),
+                            value(metrics, "pagedkv_sequences_running"), value(metrics, "pagedkv_sequences_waiting"),
+                            value(metrics, "process_resident_memory_bytes")});
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(250));
     }
   }
 
   const std::string url_;
+  const double start_ = steady_seconds();
+  std::vector<Sample> samples_;
   std::atomic<bool> stopping_ = false;
   std::thread thread_;
 };
@@ -173,19 +184,29 @@ nlohmann::json server_part(const ServerWatch& watch, const std::string& before, 
     return ServerWatch::value(after, name) - ServerWatch::value(before, name);
   };
   const double capacity = ServerWatch::value(after, "pagedkv_pages_capacity");
-  const double samples = std::max<double>(static_cast<double>(watch.samples), 1);
+  using Sample = ServerWatch::Sample;
+  nlohmann::json timeline = nlohmann::json::array();
+  for (const Sample& sample : watch.samples()) {
+    timeline.push_back({{"seconds", sample.seconds},
+                        {"used", sample.used},
+                        {"running", sample.running},
+                        {"waiting", sample.waiting},
+                        {"resident_mib", sample.resident_bytes / (1 << 20)}});
+  }
   return {{"pages", capacity},
-          {"used_percent_mean", 100 * watch.used_sum / samples / capacity},
-          {"used_percent_peak", 100 * watch.used_peak / capacity},
-          {"running_peak", watch.running_peak},
-          {"waiting_peak", watch.waiting_peak},
+          {"used_percent_mean", 100 * watch.mean(&Sample::used) / capacity},
+          {"used_percent_peak", 100 * watch.peak(&Sample::used) / capacity},
+          {"running_peak", watch.peak(&Sample::running)},
+          {"running_mean", watch.mean(&Sample::running)},
+          {"waiting_peak", watch.peak(&Sample::waiting)},
           {"preemptions", grown("pagedkv_preemptions_total")},
           {"evictions", grown("pagedkv_evictions_total")},
           {"cached_percent",
            100 * grown("pagedkv_cached_prompt_tokens_total") / std::max(grown("pagedkv_prompt_tokens_total"), 1.0)},
-          {"resident_peak_mib", watch.resident_peak / (1 << 20)},
+          {"resident_peak_mib", watch.peak(&Sample::resident_bytes) / (1 << 20)},
           {"resident_after_mib", ServerWatch::value(after, "process_resident_memory_bytes") / (1 << 20)},
           {"pages_used_after", ServerWatch::value(after, "pagedkv_pages_used")},
+          {"timeline", timeline},
           {"requests_open_after", ServerWatch::value(after, "pagedkv_requests_open")}};
 }
 

@@ -54,7 +54,9 @@ TEST(PublishedPages, AnUnreferencedPublishedPageIsEvictableAndNotFree) {
   Fixture f;
   const PageId id = f.published();
   EXPECT_FALSE(f.pool->is_exclusive(id)) << "others may find it";
+  EXPECT_FALSE(f.pool->is_evictable(id));
   f.release(id);
+  EXPECT_TRUE(f.pool->is_evictable(id));
   const PoolStats stats = f.pool->stats();
   EXPECT_EQ(stats.used_pages, 0U);
   EXPECT_EQ(stats.evictable_pages, 1U);
@@ -96,7 +98,7 @@ TEST(PublishedPages, OnlyTheRoomAboveRevivesAnEvictablePage) {
   EXPECT_EQ(f.pool->release({&id, 1}).error(), Errc::kInvalidArgument);
   {
     const std::scoped_lock guard(f.pool->lock());
-    EXPECT_TRUE(f.pool->is_evictable_locked(id));
+    EXPECT_TRUE(f.pool->is_evictable(id));
     EXPECT_TRUE(f.pool->retain_locked(id));
   }
   EXPECT_TRUE(f.fifo.order.empty());
