@@ -1,0 +1,140 @@
+"""Times attention of pagedkv beside other CPU kernels: same values, same shapes, in turn within one process.
+
+Before anything is timed, each engine's output is compared with attention in f64; an engine that is off ends the run with
+exit code 1. Every engine keeps its keys and values in the layout that suits it, in as much memory as the others, and its
+calls take turns over copies, so that caches hold none of it. A timed call follows an untimed one of the same engine, so
+that its threads are awake and nobody else's still spin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import time
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's memory, in which all data lies, in huge pages
+
+# Root mean square of the difference, of that of the result. f16: ggml sums values in f16 and errs by 1e-2.
+ALLOWED_ERROR = {"f32": 1e-4, "f16": 2e-2, "bf16": 2e-2}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of every engine")
+    parser.add_argument("--seconds", type=float, default=6, help="time to measure each shape for (default: 6)")
+    parser.add_argument("--only", default="", help="shapes whose text contains this, as in 'decode, bf16'")
+    parser.add_argument("--json", metavar="FILE", help="write the samples there")
+    parser.add_argument("--list", action="store_true", help="list shapes and engines, and leave")
+    return parser.parse_args()
+
+
+def error_of(output, problem) -> float:
+    """Relative error over the rows that are checked."""
+    import numpy as np
+    difference = squared = 0.0
+    for b, row in problem.rows_to_check():
+        expected = problem.expected(b, row)
+        difference += float(np.square(output[b, row] - expected).sum())
+        squared += float(np.square(expected).sum())
+    return (difference / squared)**0.5
+
+
+def make_engines(problem, threads: int, available: list, notes: set[str]) -> list:
+    """The engines that compute this shape, checked; what is left out is noted. Exits if one is wrong."""
+    from engines import Unsupported
+    made = []
+    for engine in available:
+        try:
+            instance = engine(problem, threads)
+            instance.run(0)
+        except Unsupported as reason:
+            notes.add(f"{engine.name}: {reason}")
+            continue
+        except Exception as reason:  # a peer's own failure: said, not fatal
+            if engine.name == "pagedkv":
+                raise
+            notes.add(f"{engine.name}, {problem.shape}: {str(reason).strip().splitlines()[-1]}")
+            continue
+        error = error_of(instance.output(problem.shape), problem)
+        if not error <= ALLOWED_ERROR[problem.shape.dtype]:
+            sys.exit(f"versus: {engine.name} differs from f64 attention by {error:.2g} at {problem.shape}")
+        made.append(instance)
+    return made
+
+
+def measure(engines: list, copies: int, seconds: float) -> list[list[float]]:
+    """Seconds of single calls, engine by engine in turn."""
+    samples: list[list[float]] = [[] for _ in engines]
+    end = time.monotonic() + seconds
+    turn = 0
+    while len(samples[0]) < 5 or (time.monotonic() < end and len(samples[0]) < 300):
+        for i, engine in enumerate(engines):
+            time.sleep(0.001)
+            engine.run(turn % copies)
+            begin = time.perf_counter()
+            engine.run((turn + 1) % copies)
+            samples[i].append(time.perf_counter() - begin)
+        turn += 2
+    return samples
+
+
+def rate(shape, seconds: float) -> str:
+    return f"{shape.kv_bytes / seconds * 1e-9:.1f} GB/s" if shape.decode else f"{shape.flops / seconds * 1e-9:.0f} GFLOP/s"
+
+
+def main() -> int:
+    options = parse()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.threads])
+    missing = [name for name in ("torch", "pagedkv") if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"versus: {missing[0]} is not installed; run bench/versus/run")
+    from engines import ENGINES, rounded
+    from shapes import SHAPES, Problem
+    shapes = [shape for shape in SHAPES if options.only in str(shape)]
+    available = []
+    for module, engine in ENGINES:
+        if importlib.util.find_spec(module) is None:
+            print(f"{engine.name}: not installed, left out")
+        else:
+            available.append(engine)
+    if options.list or not shapes:
+        print("\n".join([str(shape) for shape in shapes] + [engine.name for engine in available]))
+        return 0 if shapes else 2
+
+    print(f"{options.threads} threads; median of calls in turn; in brackets the time of a call, in times of pagedkv's\n")
+    print("| shape | " + " | ".join(engine.name for engine in available) + " |")
+    print("|---|" + "---|" * len(available))
+    notes: set[str] = set()
+    ahead, report = [], []
+    for shape in shapes:
+        problem = Problem(shape, rounded)
+        engines = make_engines(problem, options.threads, available, notes)
+        medians = {}
+        for engine, samples in zip(engines, measure(engines, shape.copies, options.seconds)):
+            medians[engine.name] = statistics.median(samples)
+            report.append({"shape": str(shape), "engine": engine.name, "ms": [1e3 * s for s in samples]})
+        ours = medians["pagedkv"]
+        cells = []
+        for engine in available:
+            seconds = medians.get(engine.name)
+            ratio = "" if engine.name == "pagedkv" or seconds is None else f" ({seconds / ours:.1f}x)"
+            cells.append("-" if seconds is None else rate(shape, seconds) + ratio)
+            if seconds is not None and seconds < ours:
+                ahead.append(f"{engine.name} is ahead at {shape}")
+        print(f"| {shape} | " + " | ".join(cells) + " |", flush=True)
+        del engines
+    print()
+    for line in [*sorted(notes), *(ahead or ["No peer is ahead in any row."])]:
+        print(line)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
