@@ -4,12 +4,15 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <map>
 
-#include "replay/address_space.h"
+#include "replay/allocators.h"
 #include "replay/contiguous_memory.h"
+#include "replay/latency.h"
 #include "replay/paged_memory.h"
 #include "replay/replay_run.h"
+#include "replay/slot_space.h"
 #include "replay/trace.h"
 #include "replay/workload.h"
 #include "tool_runs.h"
@@ -177,16 +180,20 @@ TEST(Scheduler, NoticesAMemoryInWhichASequenceCannotGoOn) {
   EXPECT_THROW(serve({request(0, 10, 5)}, memory), std::logic_error);
 }
 
+ContiguousOptions doubling(std::uint64_t capacity_tokens) {
+  return {.sizing = Sizing::kDoubling, .capacity_tokens = capacity_tokens, .max_seq_len = 100, .max_seqs = 4};
+}
+
 TEST(ContiguousMemory, ASequenceThatCouldNotDoubleComesBackInALargerBuffer) {
-  ContiguousMemory memory(Sizing::kDoubling, 100, 100, 1, 1);
+  ContiguousMemory memory(doubling(100));
   const ReplayCounts counts = serve({request(0, 64, 20)}, memory);
   EXPECT_EQ(counts.completed, 1u);
-  ContiguousMemory tight(Sizing::kDoubling, 100, 100, 1, 1);
+  ContiguousMemory tight(doubling(100));
   EXPECT_EQ(serve({request(0, 40, 50)}, tight).preemptions, 1u);  // 64 and 100 do not fit side by side
 }
 
-TEST(AddressSpace, TakesTheFirstHoleThatFitsAndMergesNeighbours) {
-  AddressSpace space(100);
+TEST(FirstFitSpace, TakesTheFirstHoleThatFitsAndMergesNeighbours) {
+  FirstFitSpace space(100);
   EXPECT_EQ(space.allocate(40), 0u);
   EXPECT_EQ(space.allocate(40), 40u);
   EXPECT_EQ(space.allocate(40), std::nullopt);
@@ -199,7 +206,7 @@ TEST(AddressSpace, TakesTheFirstHoleThatFitsAndMergesNeighbours) {
 }
 
 TEST(ContiguousMemory, DoublingCopiesWhatItHoldsAndStopsAtTheLongestLength) {
-  ContiguousMemory memory(Sizing::kDoubling, 1000, 100, 1, 4);
+  ContiguousMemory memory(doubling(1000));
   ASSERT_TRUE(memory.open(0, {nullptr, 60, 100, true}));
   ASSERT_TRUE(memory.grow(0, 60));
   EXPECT_EQ(memory.usage().reserved_slots, 64u);
@@ -208,11 +215,22 @@ TEST(ContiguousMemory, DoublingCopiesWhatItHoldsAndStopsAtTheLongestLength) {
   EXPECT_EQ(memory.totals().copied_tokens, 60u);
 }
 
+Policy paged(std::uint32_t page_size) { return {"paged", PolicyKind::kPaged, page_size}; }
+
 ReplayOptions generated(Workload workload, std::uint64_t capacity_tokens) {
   ReplayOptions options;
   options.open_source = [workload] { return limit_requests(generate_workload(workload, 3), 150); };
-  options.capacity_tokens = capacity_tokens;
+  options.memory.capacity_tokens = capacity_tokens;
   return options;
+}
+
+/// jemalloc and mimalloc may be missing, or not be loadable into a process that is running.
+bool is_installed(const std::string& allocator) {
+  try {
+    return load_allocator(allocator, 1024) != nullptr;
+  } catch (const BadInput&) {
+    return allocator == "glibc" || allocator == "boost-pool";  // these cannot be missing
+  }
 }
 
 TEST(Replay, EveryPolicyServesEveryRequestOfEveryWorkload) {
@@ -220,9 +238,10 @@ TEST(Replay, EveryPolicyServesEveryRequestOfEveryWorkload) {
     for (const std::uint64_t capacity : {1u << 15, 1u << 20}) {
       const ReplayOptions options = generated(workload, capacity);
       const SourceSummary summary = summarize(*options.open_source());
-      for (const Policy policy : {Policy::kPaged, Policy::kMaxLen, Policy::kDoubling}) {
+      for (const Policy& policy : parse_policies("all", 16, /*attention=*/false)) {
+        if (policy.kind == PolicyKind::kAllocator && !is_installed(policy.name)) continue;
         const ReplayReport report = replay(options, policy, summary);
-        EXPECT_EQ(report.counts.completed + report.counts.rejected, 150u);
+        EXPECT_EQ(report.counts.completed + report.counts.rejected, 150u) << policy.name;
         EXPECT_EQ(report.counts.rejected, summary.longest_tokens > capacity ? report.counts.rejected : 0);
         EXPECT_GE(report.tail_waste(), 0);
         EXPECT_LE(report.utilization(), 1);
@@ -236,25 +255,138 @@ TEST(Replay, EveryPolicyServesEveryRequestOfEveryWorkload) {
 TEST(Replay, PagedServesMoreAtOnceThanReservationsOfTheLongestLength) {
   const ReplayOptions options = generated(Workload::kBatch, 1 << 15);
   const SourceSummary summary = summarize(*options.open_source());
-  const ReplayReport paged = replay(options, Policy::kPaged, summary);
-  const ReplayReport max_len = replay(options, Policy::kMaxLen, summary);
-  EXPECT_GT(paged.mean_sequences(), 2 * max_len.mean_sequences());
-  EXPECT_LT(paged.tail_waste(), 0.05);
-  EXPECT_LT(paged.counts.steps, max_len.counts.steps);
+  const ReplayReport pages = replay(options, paged(16), summary);
+  const ReplayReport max_len = replay(options, {"max-len", PolicyKind::kMaxLen}, summary);
+  EXPECT_GT(pages.mean_sequences(), 2 * max_len.mean_sequences());
+  EXPECT_LT(pages.tail_waste(), 0.05);
+  EXPECT_LT(pages.counts.steps, max_len.counts.steps);
 }
 
 TEST(Replay, WastesNothingAtPageSizeOne) {
-  ReplayOptions options = generated(Workload::kChat, 1 << 15);
-  options.page_size = 1;
-  const ReplayReport report = replay(options, Policy::kPaged, summarize(*options.open_source()));
+  const ReplayOptions options = generated(Workload::kChat, 1 << 15);
+  const ReplayReport report = replay(options, paged(1), summarize(*options.open_source()));
   EXPECT_EQ(report.tail_waste(), 0);
+}
+
+TEST(Replay, AttentionGivesTheSameOutputsUnderEveryPolicyAndAfterPreemptions) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    ReplayOptions options = generated(Workload::kBatch, 5000);
+    options.open_source = [] { return limit_requests(generate_workload(Workload::kBatch, 3), 24); };
+    options.memory.attention = true;
+    options.memory.shape = {2, 4, 2, 24, dtype};
+    const SourceSummary summary = summarize(*options.open_source());
+    std::vector<ReplayReport> reports;
+    for (const Policy& policy : parse_policies("all", 16, /*attention=*/true)) {
+      reports.push_back(replay(options, policy, summary));
+    }
+    ASSERT_EQ(reports.size(), 3u);
+    EXPECT_GT(reports[0].counts.preemptions + reports[2].counts.preemptions, 0u);
+    EXPECT_NE(reports[0].totals.output_checksum, 0u);
+    for (const ReplayReport& report : reports) {
+      EXPECT_EQ(report.counts.completed, 24u);
+      EXPECT_EQ(report.totals.output_checksum, reports[0].totals.output_checksum) << report.policy.name;
+      EXPECT_GT(report.attention_gb_per_s(), 0);
+    }
+  }
+}
+
+ReplayReport replay_with_prefix_cache(ReplayOptions options, Eviction eviction = Eviction::kLru) {
+  options.memory.prefix_cache = true;
+  options.memory.eviction = eviction;
+  options.ideal = ideal_prefix_hits(*options.open_source());
+  return replay(options, paged(16), summarize(*options.open_source()));
+}
+
+TEST(IdealPrefixHits, CountsWhatWasThereBeforeAndTheLastTokensOfPromptsFoundWhole) {
+  Session session;
+  session.block_tokens = 4;
+  session.turns = {{0, 10, 2, {{7, 3}}, 12}, {0, 8, 1, {{7, 2}}, 8}, {0, 12, 1, {{7, 2}, {20, 1}}, 12}};
+  ListSource source({session});
+  const IdealPrefixHits ideal = ideal_prefix_hits(source);
+  EXPECT_EQ(ideal.tokens, 0u + 8 + 8);
+  EXPECT_EQ(ideal.last_tokens, 1u);
+}
+
+TEST(PrefixReplay, FindsTheConversationBeforeButForItsLastPartialPageAndTheLastToken) {
+  ReplayOptions options = generated(Workload::kChat, 1 << 20);
+  options.scheduler.max_seqs = 1;  // every request is finished before the next begins
+  const ReplayReport report = replay_with_prefix_cache(options);
+  EXPECT_LE(report.counts.cached_tokens, report.ideal.tokens - report.ideal.last_tokens);
+  EXPECT_GE(report.counts.cached_tokens + 15 * report.counts.requests, report.ideal.tokens - report.ideal.last_tokens);
+  EXPECT_GT(report.prefix_hit_rate(), 0.5);
+  EXPECT_EQ(report.pages.evictions, 0u);
+}
+
+TEST(PrefixReplay, EvictsUnderPressureAndLosesNothingWithAnyPolicy) {
+  for (const Eviction eviction : {Eviction::kLru, Eviction::kS3Fifo, Eviction::kArc}) {
+    const ReplayReport report = replay_with_prefix_cache(generated(Workload::kAgent, 1 << 16), eviction);
+    EXPECT_EQ(report.counts.completed, 150u);
+    EXPECT_GT(report.pages.evictions, 0u);
+    EXPECT_GT(report.counts.cached_tokens, 0u);
+    EXPECT_LE(report.counts.cached_tokens, report.ideal.tokens);
+    EXPECT_EQ(report.pages.used + report.pages.evictable + report.pages.free, (1u << 16) / 16);
+  }
+}
+
+TEST(PrefixReplay, AttentionOverSharedPagesGivesTheSameOutputs) {
+  ReplayOptions options = generated(Workload::kChat, 8192);
+  options.open_source = [] { return limit_requests(generate_workload(Workload::kChat, 3), 20); };
+  options.memory.attention = true;
+  options.memory.shape = {1, 4, 2, 16, DType::f32};
+  const ReplayReport shared = replay_with_prefix_cache(options);
+  const ReplayReport alone = replay(options, paged(16), summarize(*options.open_source()));
+  EXPECT_GT(shared.counts.cached_tokens, 0u);
+  EXPECT_EQ(shared.totals.output_checksum, alone.totals.output_checksum);
+}
+
+TEST(Replay, HtmlReportIsOneFileThatHoldsItsData) {
+  const std::string path = testing::TempDir() + "pagedkv_report.html";
+  const Ran ran = run({"replay", "--policy", "all", "--max-requests", "20", "--html", path, "--slot-bytes", "64",
+                       "--capacity-tokens", "32768"});
+  EXPECT_EQ(ran.code, kDone) << ran.err;
+  std::ifstream file(path);
+  const std::string page((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  std::filesystem::remove(path);
+  EXPECT_EQ(page.find("@REPORT@"), std::string::npos);
+  EXPECT_EQ(page.find("http"), std::string::npos);
+  const std::string begin = "type=\"application/json\">";
+  const std::size_t at = page.find(begin) + begin.size();
+  const Json data = Json::parse(page.substr(at, page.find("</script>", at) - at));
+  EXPECT_EQ(data.at("requests"), 20);
+  EXPECT_GE(data.at("runs").size(), 14u);
+  for (const Json& report : data.at("runs")) EXPECT_FALSE(report.at("samples").empty());
+}
+
+TEST(BuddySpace, SplitsAndMergesBuddiesOnly) {
+  BuddySpace space(12);  // 8 and 4
+  EXPECT_EQ(space.rounded(3), 4u);
+  const auto a = space.allocate(2), b = space.allocate(2), c = space.allocate(8);
+  ASSERT_TRUE(a && b && c);
+  EXPECT_EQ(*c, 0u);
+  EXPECT_EQ(space.allocate(1), std::nullopt);
+  space.release(*a, 2);
+  EXPECT_EQ(space.largest_hole(), 2u);
+  EXPECT_EQ(space.unusable_for(4), 2u);
+  space.release(*b, 2);
+  EXPECT_EQ(space.largest_hole(), 4u);
+  space.release(*c, 8);
+  EXPECT_EQ(space.largest_hole(), 8u);
+  EXPECT_EQ(space.free_total(), 12u);
+}
+
+TEST(LatencyHistogram, PercentilesAreRightWithinABucket) {
+  LatencyHistogram histogram;
+  EXPECT_EQ(histogram.percentile_ns(0.5), 0u);
+  for (std::uint64_t ns = 1; ns <= 1000; ++ns) histogram.add(ns);
+  EXPECT_NEAR(static_cast<double>(histogram.percentile_ns(0.5)), 500, 32);
+  EXPECT_NEAR(static_cast<double>(histogram.percentile_ns(0.999)), 999, 64);
 }
 
 TEST(Replay, JsonHasEveryFieldOfEveryPolicy) {
   const Ran ran = run({"replay", "--policy", "all", "--max-requests", "20", "--json", "-"});
   ASSERT_EQ(ran.code, kDone) << ran.err;
   const Json json = Json::parse(ran.out);
-  ASSERT_EQ(json.at("policies").size(), 3u);
+  ASSERT_GE(json.at("policies").size(), 14u);
   for (const Json& report : json.at("policies")) {
     for (const char* name :
          {"policy", "requests", "completed", "steps", "peak_concurrent_sequences", "mean_concurrent_sequences",
@@ -285,18 +417,18 @@ TEST_P(RealTraces, ReplayWithNothingLostAndNothingLeaked) {
   if (!std::filesystem::exists(path)) GTEST_SKIP() << "no data set at " << data_dir();
   ReplayOptions options;
   options.open_source = [&] { return open_trace(path, trace.format, 60); };
-  options.capacity_tokens = 4'000'000;
+  options.memory.capacity_tokens = 4'000'000;
   const SourceSummary summary = summarize(*options.open_source());
   EXPECT_EQ(summary.requests, trace.requests);
   EXPECT_EQ(summary.prompt_tokens, trace.prompt_tokens);
   // replay() itself checks that nothing is left in memory and that tokens add up.
-  const ReplayReport report = replay(options, Policy::kPaged, summary);
+  const ReplayReport report = replay(options, paged(16), summary);
   EXPECT_EQ(report.counts.completed, trace.requests);
   EXPECT_EQ(report.counts.prompt_tokens, trace.prompt_tokens);
   EXPECT_EQ(report.counts.output_tokens, summary.output_tokens);
   EXPECT_EQ(report.counts.output_tokens, trace.output_tokens);
   EXPECT_LT(report.tail_waste(), 0.01);
-  EXPECT_LE(report.counts.peak_tokens, options.capacity_tokens);
+  EXPECT_LE(report.counts.peak_tokens, options.memory.capacity_tokens);
 }
 
 INSTANTIATE_TEST_SUITE_P(

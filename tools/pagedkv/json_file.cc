@@ -10,8 +10,7 @@
 
 namespace pagedkv::tool {
 
-void write_json(const std::string& path, const Json& json) {
-  const std::string text = json.dump(2) + "\n";
+void write_text(const std::string& path, const std::string& text) {
   if (path == "-") {
     std::fwrite(text.data(), 1, text.size(), stdout);
     return;
@@ -21,5 +20,7 @@ void write_json(const std::string& path, const Json& json) {
   const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
   if (std::fclose(file) != 0 || !written) throw BadInput("cannot write " + path + ": " + std::strerror(errno));
 }
+
+void write_json(const std::string& path, const Json& json) { write_text(path, json.dump(2) + "\n"); }
 
 }  // namespace pagedkv::tool

@@ -1,6 +1,8 @@
 // `pagedkv replay`: its command line.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -8,6 +10,7 @@
 
 #include "commands.h"
 #include "json_file.h"
+#include "replay/html_report.h"
 #include "replay/replay_run.h"
 #include "replay/trace.h"
 #include "replay/workload.h"
@@ -22,31 +25,42 @@ constexpr const char* kDescription =
     "Requests are admitted in order of arrival while memory lasts. A step prefills prompts in chunks and decodes one\n"
     "token of every running sequence; when memory runs out, the youngest sequence is preempted and computed again\n"
     "later. --policy chooses how memory is given out:\n"
-    "  paged     pages of one pool, taken as sequences grow (this library)\n"
-    "  max-len   one contiguous reservation of the longest length for each sequence\n"
-    "  doubling  a contiguous buffer for each sequence that doubles and is copied\n"
-    "  all       the three, side by side\n"
-    "Without --attention tokens are only accounted for; with it, real rows are written and attended in every step.";
+    "  paged       pages of one pool, taken as sequences grow (this library)\n"
+    "  max-len     one contiguous reservation of the longest length for each sequence\n"
+    "  doubling    a contiguous buffer for each sequence that doubles and is copied\n"
+    "  oracle      one contiguous reservation of the length that the sequence will have\n"
+    "  chained     a chain of contiguous chunks, each as large as all before it\n"
+    "  buddy       as doubling, over binary buddies\n"
+    "  cells       one array of token cells, searched for free ones\n"
+    "  glibc, jemalloc, mimalloc, tbb, boost-pool\n"
+    "              as doubling, with realloc of that allocator over real memory\n"
+    "  all         all of them side by side, paged at several page sizes\n"
+    "Without --attention tokens are only accounted for. With it, real rows are written and attended in every step, "
+    "and\n"
+    "the policies are paged, max-len and doubling.";
 constexpr const char* kFooter =
     "Examples:\n"
     "  pagedkv replay --workload chat --policy all --attention\n"
     "  pagedkv replay --trace mooncake_conversation_trace.jsonl.xz --format mooncake --capacity-tokens 16000000\n"
+    "  pagedkv replay --workload batch --policy all --capacity-tokens 65536\n"
     "docs/REPLAY.md defines every number.";
 
 /// The command line as it was given.
 struct Arguments {
-  std::string trace, format, workload = "chat", arrivals, policy = "paged", dtype = "bf16", json;
+  std::string trace, format, workload = "chat", arrivals, policy = "paged", dtype = "bf16", json, html;
   std::uint64_t seed = 1, max_requests = 0, capacity_tokens = 0, max_seq_len = 0;
   double session_gap_s = 60, step_ms = 10, token_us = 10;
+  std::int64_t slot_bytes = -1;  ///< -1 = not given.
   std::uint32_t page_size = 16, max_seqs = 256, max_batched_tokens = 2048;
-  bool attention = false;
+  bool attention = false, prefix_cache = false;
+  std::string eviction = "lru";
   std::uint32_t layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0;
 };
 
-constexpr std::uint64_t kWorkloadRequests = 512, kAttentionRequests = 96;
+constexpr std::uint64_t kWorkloadRequests = 512, kAttentionRequests = 64;
 constexpr std::uint64_t kCapacityTokens = 1 << 20, kAttentionCapacityTokens = 1 << 14;
 constexpr AttentionShape kLlama8b = {32, 32, 8, 128, DType::bf16};
-constexpr AttentionShape kSmall = {4, 16, 4, 64, DType::bf16};
+constexpr AttentionShape kSmall = {2, 16, 4, 64, DType::bf16};
 
 void add_source_options(CLI::App& app, Arguments& args) {
   CLI::Option* trace = app.add_option("--trace", args.trace, "Trace to replay, plain or .xz")->group("Requests");
@@ -76,8 +90,18 @@ void add_source_options(CLI::App& app, Arguments& args) {
 }
 
 void add_server_options(CLI::App& app, Arguments& args) {
-  app.add_option("--policy", args.policy, "paged, max-len, doubling or all")
-      ->check(CLI::IsMember({"paged", "max-len", "doubling", "all"}))
+  std::vector<std::string> policies = policy_names();
+  policies.emplace_back("all");
+  app.add_option("--policy", args.policy, "How memory is given out, see above")
+      ->check(CLI::IsMember(policies))
+      ->capture_default_str()
+      ->group("Memory");
+  CLI::Option* prefix_cache =
+      app.add_flag("--prefix-cache", args.prefix_cache, "Reuse cached prefixes, as block ids of the input say (paged)")
+          ->group("Memory");
+  app.add_option("--eviction", args.eviction, "Which cached page is taken first: lru, s3-fifo or arc")
+      ->check(CLI::IsMember({"lru", "s3-fifo", "arc"}))
+      ->needs(prefix_cache)
       ->capture_default_str()
       ->group("Memory");
   app.add_option("--capacity-tokens", args.capacity_tokens,
@@ -92,6 +116,11 @@ void add_server_options(CLI::App& app, Arguments& args) {
   app.add_option("--max-seq-len", args.max_seq_len,
                  "Longest length that max-len reserves and doubling grows to (default: the longest in the input)")
       ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40))
+      ->group("Memory");
+  app.add_option("--slot-bytes", args.slot_bytes,
+                 "Real memory of a slot, touched and copied as a server would; 0 = account only (default: 0; with "
+                 "all, or a real allocator, as much as fits into 1 GiB, at most 1024)")
+      ->check(CLI::Range(0, 1 << 20))
       ->group("Memory");
   app.add_option("--max-seqs", args.max_seqs, "Sequences running at once")
       ->check(CLI::Range(1u, 65536u))
@@ -153,72 +182,115 @@ OpenSource source_of(const Arguments& args) {
           max_requests = args.max_requests] { return limit_requests(open_trace(path, format, gap_s), max_requests); };
 }
 
-ReplayOptions options_of(const Arguments& args) {
+bool closed_arrivals(const Arguments& args) {
+  return args.arrivals.empty() ? args.trace.empty() : args.arrivals == "closed";
+}
+
+std::uint64_t slot_bytes_of(const Arguments& args, const std::vector<Policy>& policies, std::uint64_t capacity_tokens) {
+  if (args.attention || args.prefix_cache) return 0;
+  if (args.slot_bytes >= 0) return static_cast<std::uint64_t>(args.slot_bytes);
+  if (policies.size() == 1 && policies[0].kind != PolicyKind::kAllocator) return 0;
+  constexpr std::uint64_t kMostBytes = 1 << 30;
+  return std::clamp<std::uint64_t>(std::bit_floor(kMostBytes / capacity_tokens), 64, 1024);
+}
+
+ReplayOptions options_of(const Arguments& args, const std::vector<Policy>& policies) {
   if (std::isnan(args.step_ms + args.token_us + args.session_gap_s)) throw BadInput("a time is not a number");
   ReplayOptions options;
-  options.source_name = args.trace.empty() ? args.workload : args.trace;
   options.open_source = source_of(args);
-  const bool closed = args.arrivals.empty() ? args.trace.empty() : args.arrivals == "closed";
-  options.arrivals = closed ? ArrivalMode::kClosed : ArrivalMode::kTrace;
-  options.capacity_tokens = args.capacity_tokens != 0 ? args.capacity_tokens
-                            : args.attention          ? kAttentionCapacityTokens
-                                                      : kCapacityTokens;
-  options.page_size = args.page_size;
-  options.max_seq_len = args.max_seq_len;
+  options.arrivals = closed_arrivals(args) ? ArrivalMode::kClosed : ArrivalMode::kTrace;
   options.scheduler = {args.max_seqs, args.max_batched_tokens, args.step_ms * 1e-3, args.token_us * 1e-6};
-  options.attention = args.attention;
-  options.shape = shape_of(args);
-  options.progress = true;
+  MemoryOptions& memory = options.memory;
+  memory.capacity_tokens = args.capacity_tokens != 0 ? args.capacity_tokens
+                           : args.attention          ? kAttentionCapacityTokens
+                                                     : kCapacityTokens;
+  memory.max_seq_len = args.max_seq_len;
+  memory.max_seqs = args.max_seqs;
+  memory.slot_bytes = slot_bytes_of(args, policies, memory.capacity_tokens);
+  memory.attention = args.attention;
+  memory.shape = shape_of(args);
+  memory.prefix_cache = args.prefix_cache;
+  memory.eviction = args.eviction == "arc"       ? Eviction::kArc
+                    : args.eviction == "s3-fifo" ? Eviction::kS3Fifo
+                                                 : Eviction::kLru;
+  if (args.prefix_cache) options.ideal = ideal_prefix_hits(*options.open_source());
   return options;
 }
 
-Json to_json(const ReplayOptions& options, const ReplayReport& report) {
+std::string source_name(const Arguments& args) { return args.trace.empty() ? args.workload : args.trace; }
+
+Json to_json(const Arguments& args, const ReplayReport& report) {
   Json json = report.to_json();
-  json["source"] = options.source_name;
-  json["arrivals"] = options.arrivals == ArrivalMode::kClosed ? "closed" : "trace";
-  json["capacity_tokens"] = options.capacity_tokens;
-  json["page_size"] = options.page_size;
-  json["max_seqs"] = options.scheduler.max_seqs;
-  json["max_batched_tokens"] = options.scheduler.max_batched_tokens;
+  json["source"] = source_name(args);
+  json["arrivals"] = closed_arrivals(args) ? "closed" : "trace";
+  json["max_seqs"] = args.max_seqs;
+  json["max_batched_tokens"] = args.max_batched_tokens;
   return json;
+}
+
+/// What the HTML report says of its source.
+Json make_about(const Arguments& args, const SourceSummary& summary, const ReplayOptions& options) {
+  return {{"source", args.trace.empty() ? args.workload + " workload" : args.trace.substr(args.trace.rfind('/') + 1)},
+          {"arrivals", closed_arrivals(args) ? "closed" : "trace"},
+          {"requests", summary.requests},
+          {"prompt_tokens", summary.prompt_tokens},
+          {"output_tokens", summary.output_tokens},
+          {"longest_tokens", summary.longest_tokens},
+          {"capacity_tokens", options.memory.capacity_tokens}};
 }
 
 /// Rows depend on tokens alone and attention on nothing but rows: the policies must agree to the last bit.
 void check_outputs_agree(const std::vector<ReplayReport>& reports) {
   for (const ReplayReport& report : reports) {
-    if (report.attention && report.counts.completed == reports[0].counts.completed &&
+    if (report.memory.attention && report.counts.completed == reports[0].counts.completed &&
         report.totals.output_checksum != reports[0].totals.output_checksum) {
-      throw CheckFailed(fmt::format("the outputs of policies {} and {} differ", to_string(reports[0].policy),
-                                    to_string(report.policy)));
+      throw CheckFailed(
+          fmt::format("the outputs of policies {} and {} differ", reports[0].policy.name, report.policy.name));
     }
   }
 }
 
-ExitCode run(const Arguments& args) {
-  const ReplayOptions options = options_of(args);
-  const SourceSummary summary = summarize(*options.open_source());
-  if (summary.requests == 0) throw BadInput(options.source_name + ": there are no requests in it");
-
-  std::vector<Policy> policies = {Policy::kPaged, Policy::kMaxLen, Policy::kDoubling};
-  if (args.policy != "all") policies = {parse_policy(args.policy)};
+/// With several policies, an allocator that is not installed is said, and the others go on.
+std::vector<ReplayReport> replay_all(const ReplayOptions& options, const std::vector<Policy>& policies,
+                                     const SourceSummary& summary) {
   std::vector<ReplayReport> reports;
-  for (const Policy policy : policies) reports.push_back(replay(options, policy, summary));
+  for (const Policy& policy : policies) {
+    try {
+      reports.push_back(replay(options, policy, summary));
+    } catch (const BadInput& error) {
+      if (policies.size() == 1 || policy.kind != PolicyKind::kAllocator) throw;
+      fmt::print(stderr, "{}: not measured: {}\n", policy.name, error.what());
+    }
+  }
+  return reports;
+}
+
+ExitCode run(const Arguments& args) {
+  const std::vector<Policy> policies = parse_policies(args.policy, args.page_size, args.attention);
+  if (args.prefix_cache && args.policy != "all" && args.policy != "paged") {
+    throw BadInput(fmt::format("policy {} has no prefix cache", args.policy));
+  }
+  const ReplayOptions options = options_of(args, policies);
+  const SourceSummary summary = summarize(*options.open_source());
+  if (summary.requests == 0) throw BadInput(source_name(args) + ": there are no requests in it");
+  const std::vector<ReplayReport> reports = replay_all(options, policies, summary);
 
   if (args.json != "-") {
-    fmt::print("{}: {} requests, {} prompt and {} output tokens, longest {}; capacity {} tokens, page size {}\n\n",
-               options.source_name, with_thousands(summary.requests), with_thousands(summary.prompt_tokens),
+    fmt::print("{}: {} requests, {} prompt and {} output tokens, longest {}; capacity {} tokens\n\n", source_name(args),
+               with_thousands(summary.requests), with_thousands(summary.prompt_tokens),
                with_thousands(summary.output_tokens), with_thousands(summary.longest_tokens),
-               with_thousands(options.capacity_tokens), options.page_size);
+               with_thousands(options.memory.capacity_tokens));
     fmt::print("{}", format_reports(reports));
   }
   if (!args.json.empty()) {
-    Json json = to_json(options, reports[0]);
-    if (args.policy == "all") {
+    Json json = to_json(args, reports.at(0));
+    if (policies.size() > 1) {
       json = {{"policies", Json::array()}};
-      for (const ReplayReport& report : reports) json["policies"].push_back(to_json(options, report));
+      for (const ReplayReport& report : reports) json["policies"].push_back(to_json(args, report));
     }
     write_json(args.json, json);
   }
+  if (!args.html.empty()) write_html_report(args.html, make_about(args, summary, options), reports);
   check_outputs_agree(reports);
   return kDone;
 }
@@ -234,6 +306,8 @@ Command add_replay(CLI::App& root) {
   add_server_options(*app, *args);
   add_attention_options(*app, *args);
   app->add_option("--json", args->json, "Write the report to this file; - for stdout, without the table");
+  app->add_option("--html", args->html,
+                  "Write one self-contained page with plots to this file; best with --policy all");
   return {app, [args] { return run(*args); }};
 }
 

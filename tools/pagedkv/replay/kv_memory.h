@@ -2,10 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <string_view>
+#include <vector>
 
-#include "pagedkv/types.h"
 #include "replay/arrivals.h"
 
 namespace pagedkv::tool {
@@ -25,6 +23,19 @@ struct Demand {
 struct MemoryUsage {
   std::uint64_t reserved_slots = 0;  ///< Set aside for sequences, whether they hold a token or not.
   std::uint64_t held_tokens = 0;     ///< Tokens held; a token that several sequences share counts once.
+  std::uint64_t unusable_slots = 0;  ///< Free, but in holes too small for what was last asked for.
+  std::uint64_t metadata_bytes = 0;  ///< Bookkeeping, as far as it is known.
+};
+
+/// A run of slots that belongs to one sequence, of which the first `held` hold a token.
+struct SlotRun {
+  SequenceKey key = 0;
+  std::uint64_t begin = 0, size = 0, held = 0;
+};
+
+/// The pages of a memory with a prefix cache at one moment, and pages evicted so far.
+struct PageCounts {
+  std::uint64_t used = 0, evictable = 0, free = 0, evictions = 0;
 };
 
 /// What a memory did in all.
@@ -42,8 +53,13 @@ class KvMemory {
 
   /// Whether a sequence of this length would fit if it had the memory for itself.
   [[nodiscard]] virtual bool can_ever_hold(std::uint64_t total_tokens) const = 0;
-  /// Begins an empty sequence if there is room for what it is about to prefill.
+  /// Begins a sequence if there is room for what it is about to prefill.
   virtual bool open(SequenceKey key, const Demand& demand) = 0;
+  /// Tokens that a sequence held as soon as it was opened, because a prefix cache had them.
+  [[nodiscard]] virtual std::uint64_t cached_tokens(SequenceKey key) const {
+    static_cast<void>(key);
+    return 0;
+  }
   /// Adds tokens to a sequence, or says that memory has run out and leaves the sequence as it was.
   virtual bool grow(SequenceKey key, std::uint32_t num_tokens) = 0;
   /// Writes and attends the tokens that have been added since the last call, if the memory holds real ones.
@@ -52,6 +68,9 @@ class KvMemory {
   virtual void close(SequenceKey key, bool finished) = 0;
   [[nodiscard]] virtual MemoryUsage usage() const = 0;
   [[nodiscard]] virtual MemoryTotals totals() const = 0;
+  [[nodiscard]] virtual PageCounts page_counts() const { return {}; }
+  /// Where everything lies, for the map of the report; empty if the memory has no address space of its own.
+  [[nodiscard]] virtual std::vector<SlotRun> layout() const { return {}; }
 };
 
 }  // namespace pagedkv::tool

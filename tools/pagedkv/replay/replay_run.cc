@@ -3,47 +3,70 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
-#include <functional>
 #include <stdexcept>
 
 #include "progress.h"
-#include "replay/contiguous_memory.h"
-#include "replay/paged_memory.h"
-#include "table.h"
+#include "replay/arena.h"
+#include "replay/latency.h"
 #include "tool.h"
 
 namespace pagedkv::tool {
 namespace {
 
+/// Reading the resident size costs microseconds; a step may take less.
+constexpr std::uint64_t kStepsPerResidentSample = 16;
+
 double ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
 
-std::unique_ptr<KvMemory> create_memory(const ReplayOptions& options, Policy policy, std::uint64_t max_seq_len) {
-  const std::uint32_t max_seqs = options.scheduler.max_seqs;
-  if (policy == Policy::kPaged) {
-    return std::make_unique<PagedMemory>(options.capacity_tokens, options.page_size, max_seqs);
+/// Watches the steps of one replay and fills in what they show.
+class Observer {
+ public:
+  Observer(ReplayReport& report, const KvMemory& memory, const SourceSummary& summary, std::uint64_t resident_before)
+      : report_(report),
+        memory_(memory),
+        half_of_requests_(summary.requests / 2),
+        resident_before_(resident_before),
+        progress_(fmt::format("{:16}", report.policy.label()), summary.requests) {}
+
+  void operator()(const ReplayCounts& counts, const MemoryUsage& usage) {
+    progress_.update(counts.completed + counts.rejected);
+    report_.unusable_slot_steps += static_cast<double>(usage.unusable_slots);
+    report_.peak_metadata_bytes = std::max(report_.peak_metadata_bytes, usage.metadata_bytes);
+    if (report_.memory.slot_bytes != 0 && counts.steps % kStepsPerResidentSample == 0) {
+      const std::uint64_t resident = resident_bytes();
+      resident_ = resident > resident_before_ ? resident - resident_before_ : 0;
+      report_.resident_byte_samples += static_cast<double>(resident_);
+      report_.held_byte_samples += static_cast<double>(usage.held_tokens * report_.memory.slot_bytes);
+    }
+    if (report_.memory.prefix_cache) report_.pages = memory_.page_counts();
+    if (counts.steps % stride_ == 0) sample(counts, usage);
+    if (report_.layout.empty() && counts.completed >= half_of_requests_) report_.layout = memory_.layout();
   }
-  const Sizing sizing = policy == Policy::kMaxLen ? Sizing::kMaxLen : Sizing::kDoubling;
-  return std::make_unique<ContiguousMemory>(sizing, options.capacity_tokens, max_seq_len, /*unit=*/1, max_seqs);
-}
+
+ private:
+  void sample(const ReplayCounts& counts, const MemoryUsage& usage) {
+    const std::uint64_t sequences = counts.sequence_steps - sequence_steps_;
+    report_.samples.push_back(
+        {counts.virtual_s, sequences / (counts.steps - steps_), usage.reserved_slots, usage.held_tokens, resident_});
+    sequence_steps_ = counts.sequence_steps;
+    steps_ = counts.steps;
+    if (report_.samples.size() < ReplayReport::kMaxSamples) return;
+    for (std::size_t i = 0; i * 2 + 1 < report_.samples.size(); ++i) report_.samples[i] = report_.samples[i * 2 + 1];
+    report_.samples.resize(report_.samples.size() / 2);
+    stride_ *= 2;
+  }
+
+  ReplayReport& report_;
+  const KvMemory& memory_;
+  std::uint64_t half_of_requests_;
+  std::uint64_t resident_before_, resident_ = 0;
+  std::uint64_t stride_ = 1, steps_ = 0, sequence_steps_ = 0;
+  Progress progress_;
+};
 
 }  // namespace
-
-Policy parse_policy(const std::string& name) {
-  if (name == "paged") return Policy::kPaged;
-  if (name == "max-len") return Policy::kMaxLen;
-  if (name == "doubling") return Policy::kDoubling;
-  throw BadInput(fmt::format("unknown policy {}: paged, max-len or doubling", name));
-}
-
-const char* to_string(Policy policy) {
-  switch (policy) {
-    case Policy::kPaged: return "paged";
-    case Policy::kMaxLen: return "max-len";
-    case Policy::kDoubling: return "doubling";
-  }
-  return "?";
-}
 
 double ReplayReport::mean_sequences() const {
   return ratio(static_cast<double>(counts.sequence_steps), static_cast<double>(counts.steps));
@@ -52,17 +75,29 @@ double ReplayReport::tail_waste() const {
   return ratio(counts.reserved_slot_steps - counts.token_steps, counts.reserved_slot_steps);
 }
 double ReplayReport::utilization() const {
-  return ratio(counts.token_steps, static_cast<double>(capacity_tokens) * static_cast<double>(counts.steps));
+  return ratio(counts.token_steps, static_cast<double>(memory.capacity_tokens) * static_cast<double>(counts.steps));
 }
-double ReplayReport::tokens_per_s() const {
-  return wall_s > 0 ? static_cast<double>(counts.computed_tokens) / wall_s : 0;
+double ReplayReport::external_fragmentation() const {
+  return ratio(unusable_slot_steps, static_cast<double>(memory.capacity_tokens) * static_cast<double>(counts.steps));
 }
+double ReplayReport::os_scatter() const { return ratio(resident_byte_samples, held_byte_samples); }
+double ReplayReport::metadata_fraction() const {
+  return ratio(static_cast<double>(peak_metadata_bytes),
+               static_cast<double>(memory.capacity_tokens) * static_cast<double>(memory.shape.bytes_per_token()));
+}
+double ReplayReport::prefix_hit_rate() const {
+  return ratio(static_cast<double>(counts.cached_tokens), static_cast<double>(counts.prompt_tokens));
+}
+double ReplayReport::tokens_per_s() const { return ratio(static_cast<double>(counts.computed_tokens), wall_s); }
 double ReplayReport::attention_gb_per_s() const {
-  return totals.attention_s > 0 ? static_cast<double>(totals.attention_kv_bytes) / totals.attention_s * 1e-9 : 0;
+  return ratio(static_cast<double>(totals.attention_kv_bytes), totals.attention_s) * 1e-9;
 }
 
 Json ReplayReport::to_json() const {
-  Json json = {{"policy", to_string(policy)},
+  Json json = {{"policy", policy.name},
+               {"page_size", policy.page_size},
+               {"capacity_tokens", memory.capacity_tokens},
+               {"max_seq_len", memory.max_seq_len},
                {"requests", counts.requests},
                {"completed", counts.completed},
                {"rejected", counts.rejected},
@@ -71,16 +106,36 @@ Json ReplayReport::to_json() const {
                {"mean_concurrent_sequences", mean_sequences()},
                {"tail_waste", tail_waste()},
                {"utilization", utilization()},
-               {"bytes_copied", totals.copied_tokens * bytes_per_token},
+               {"external_fragmentation", external_fragmentation()},
+               {"bytes_copied", totals.copied_tokens * memory.shape.bytes_per_token()},
                {"preemptions", counts.preemptions},
                {"peak_tokens", counts.peak_tokens},
                {"prompt_tokens", counts.prompt_tokens},
                {"output_tokens", counts.output_tokens},
                {"computed_tokens", counts.computed_tokens},
                {"recomputed_tokens", counts.recomputed_tokens},
+               {"allocation_ns_p50", latency_p50_ns},
+               {"allocation_ns_p99", latency_p99_ns},
+               {"allocation_ns_p999", latency_p999_ns},
+               {"metadata_bytes", peak_metadata_bytes},
+               {"metadata_fraction", metadata_fraction()},
                {"virtual_s", counts.virtual_s},
                {"wall_s", wall_s}};
-  if (attention) {
+  if (memory.slot_bytes != 0) {
+    json["slot_bytes"] = memory.slot_bytes;
+    json["os_scatter"] = os_scatter();
+  }
+  if (memory.prefix_cache) {
+    json["prefix_hit_tokens"] = counts.cached_tokens;
+    json["prefix_hit_rate"] = prefix_hit_rate();
+    json["prefix_ideal_tokens"] = ideal.tokens;
+    json["prefix_ideal_last_tokens"] = ideal.last_tokens;
+    json["evictions"] = pages.evictions;
+    json["pages_used"] = pages.used;
+    json["pages_evictable"] = pages.evictable;
+    json["pages_free"] = pages.free;
+  }
+  if (memory.attention) {
     json["tokens_per_s"] = tokens_per_s();
     json["attention_gb_per_s"] = attention_gb_per_s();
     json["attention_s"] = totals.attention_s;
@@ -89,65 +144,32 @@ Json ReplayReport::to_json() const {
   return json;
 }
 
-ReplayReport replay(const ReplayOptions& options, Policy policy, const SourceSummary& summary) {
-  const std::uint64_t max_seq_len = options.max_seq_len != 0 ? options.max_seq_len : summary.longest_tokens;
-  const std::unique_ptr<KvMemory> memory = create_memory(options, policy, max_seq_len);
-  Arrivals arrivals(options.open_source(), options.arrivals, options.scheduler.max_seqs);
-  Scheduler scheduler(options.scheduler, arrivals, *memory);
-  Progress progress(fmt::format("{:8}", to_string(policy)), summary.requests);
-
+ReplayReport replay(const ReplayOptions& options, const Policy& policy, const SourceSummary& summary) {
   ReplayReport report;
   report.policy = policy;
-  report.attention = options.attention;
-  report.capacity_tokens = options.capacity_tokens;
-  report.bytes_per_token = options.shape.bytes_per_token();
-  StepObserver observer;
-  if (options.progress) {
-    observer = [&](const ReplayCounts& counts, const MemoryUsage&) {
-      progress.update(counts.completed + counts.rejected);
-    };
-  }
+  report.memory = options.memory;
+  report.memory.prefix_cache = options.memory.prefix_cache && policy.kind == PolicyKind::kPaged;
+  report.ideal = options.ideal;
+  if (report.memory.max_seq_len == 0) report.memory.max_seq_len = summary.longest_tokens;
+  const std::uint64_t resident_before = resident_bytes();
+  TimedMemory memory(create_memory(policy, report.memory));
+  Arrivals arrivals(options.open_source(), options.arrivals, options.scheduler.max_seqs);
+  Scheduler scheduler(options.scheduler, arrivals, memory);
+  Observer observer(report, memory, summary, resident_before);
+
   const auto begun = std::chrono::steady_clock::now();
   try {
-    report.counts = scheduler.run(observer);
+    report.counts = scheduler.run(std::ref(observer));
   } catch (const std::logic_error& error) {
-    throw CheckFailed(fmt::format("replay with policy {}: {}", to_string(policy), error.what()));
+    throw CheckFailed(fmt::format("replay with policy {}: {}", policy.label(), error.what()));
   }
   report.wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
-  report.totals = memory->totals();
+  report.totals = memory.totals();
+  report.latency_p50_ns = memory.latency().percentile_ns(0.5);
+  report.latency_p99_ns = memory.latency().percentile_ns(0.99);
+  report.latency_p999_ns = memory.latency().percentile_ns(0.999);
   if (report.counts.requests != summary.requests) throw CheckFailed("the replay did not see every request");
   return report;
-}
-
-std::string format_reports(const std::vector<ReplayReport>& reports) {
-  std::vector<std::string> header = {""};
-  for (const ReplayReport& report : reports) header.emplace_back(to_string(report.policy));
-  Table table(std::move(header));
-  const auto row = [&](const char* name, const std::function<std::string(const ReplayReport&)>& cell) {
-    std::vector<std::string> cells = {name};
-    for (const ReplayReport& report : reports) cells.push_back(cell(report));
-    table.add(std::move(cells));
-  };
-  using R = const ReplayReport&;
-  row("requests completed", [](R r) { return with_thousands(r.counts.completed); });
-  row("requests too long", [](R r) { return with_thousands(r.counts.rejected); });
-  row("concurrent sequences, mean", [](R r) { return fmt::format("{:.1f}", r.mean_sequences()); });
-  row("concurrent sequences, peak", [](R r) { return with_thousands(r.counts.peak_sequences); });
-  row("reserved slots without a token", [](R r) { return with_percent(r.tail_waste()); });
-  row("capacity that holds tokens", [](R r) { return with_percent(r.utilization()); });
-  row("peak tokens", [](R r) { return with_thousands(r.counts.peak_tokens); });
-  row("bytes copied", [](R r) { return with_bytes(static_cast<double>(r.totals.copied_tokens * r.bytes_per_token)); });
-  row("preemptions", [](R r) { return with_thousands(r.counts.preemptions); });
-  row("tokens computed again", [](R r) { return with_thousands(r.counts.recomputed_tokens); });
-  row("steps", [](R r) { return with_thousands(r.counts.steps); });
-  row("virtual time", [](R r) { return fmt::format("{:.1f} s", r.counts.virtual_s); });
-  row("wall time", [](R r) { return fmt::format("{:.2f} s", r.wall_s); });
-  if (!reports.empty() && reports[0].attention) {
-    row("tokens/s", [](R r) { return with_thousands(static_cast<unsigned long long>(r.tokens_per_s())); });
-    row("attention, K and V read", [](R r) { return fmt::format("{:.2f} GB/s", r.attention_gb_per_s()); });
-    row("checksum of outputs", [](R r) { return fmt::format("{:08x}", r.totals.output_checksum >> 32); });
-  }
-  return table.to_string();
 }
 
 }  // namespace pagedkv::tool

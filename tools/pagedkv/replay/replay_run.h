@@ -6,53 +6,61 @@
 #include <vector>
 
 #include "json_file.h"
-#include "replay/attention_load.h"
+#include "replay/policy.h"
 #include "replay/scheduler.h"
 #include "replay/session.h"
 
 namespace pagedkv::tool {
 
-enum class Policy { kPaged, kMaxLen, kDoubling };
-
-/// "paged", "max-len" or "doubling"; throws BadInput otherwise.
-Policy parse_policy(const std::string& name);
-const char* to_string(Policy policy);
-
 struct ReplayOptions {
-  std::string source_name;  ///< For the report.
   OpenSource open_source;
   ArrivalMode arrivals = ArrivalMode::kClosed;
-  std::uint64_t capacity_tokens = 0;
-  std::uint32_t page_size = 16;
-  std::uint64_t max_seq_len = 0;  ///< 0 = the longest request of the source.
+  MemoryOptions memory;
   SchedulerOptions scheduler;
-  bool attention = false;  ///< Real K and V, real attention.
-  AttentionShape shape;    ///< Without attention it turns tokens into bytes in the report.
-  bool progress = false;   ///< Draw a progress bar on a terminal.
+  IdealPrefixHits ideal;  ///< Of the source, with a prefix cache: for the report.
+};
+
+/// One point of the curves over time.
+struct ReplaySample {
+  double virtual_s = 0;
+  std::uint64_t sequences = 0, reserved_slots = 0, held_tokens = 0, resident_bytes = 0;
 };
 
 /// What one replay found.
 struct ReplayReport {
-  Policy policy = Policy::kPaged;
+  Policy policy;
   ReplayCounts counts;
   MemoryTotals totals;
-  std::uint64_t capacity_tokens = 0;
-  std::uint64_t bytes_per_token = 0;
-  bool attention = false;
+  MemoryOptions memory;
   double wall_s = 0;
+  double unusable_slot_steps = 0;  ///< Sum over steps of MemoryUsage::unusable_slots.
+  std::uint64_t peak_metadata_bytes = 0;
+  double resident_byte_samples = 0, held_byte_samples = 0;  ///< Sums over sampled steps, with real memory only.
+  std::uint64_t latency_p50_ns = 0, latency_p99_ns = 0, latency_p999_ns = 0;
+  PageCounts pages;                   ///< After the last step, before its sequences leave.
+  IdealPrefixHits ideal;              ///< With a prefix cache.
+  std::vector<ReplaySample> samples;  ///< At most kMaxSamples, evenly spaced in steps.
+  std::vector<SlotRun> layout;        ///< When half of the requests were completed.
+
+  static constexpr std::size_t kMaxSamples = 512;
 
   [[nodiscard]] double mean_sequences() const;
   [[nodiscard]] double tail_waste() const;   ///< Reserved slots without a token / reserved slots, over all steps.
   [[nodiscard]] double utilization() const;  ///< Slots with a token / slots of the capacity, over all steps.
+  [[nodiscard]] double external_fragmentation() const;  ///< Free but unusable slots / slots of the capacity, likewise.
+  [[nodiscard]] double os_scatter() const;              ///< Resident bytes / bytes of live tokens; 0 if unknown.
+  [[nodiscard]] double metadata_fraction() const;       ///< Of the capacity in bytes of the model.
+  [[nodiscard]] double prefix_hit_rate() const;         ///< Of prompt tokens.
   [[nodiscard]] double tokens_per_s() const;
   [[nodiscard]] double attention_gb_per_s() const;
   [[nodiscard]] Json to_json() const;
 };
 
-/// Throws BadInput for options or traces that are wrong, CheckFailed if the replay does not add up.
-ReplayReport replay(const ReplayOptions& options, Policy policy, const SourceSummary& summary);
+/// Throws BadInput for options or traces that are wrong, CheckFailed if the replay does not add up. Draws a progress
+/// bar on a terminal.
+ReplayReport replay(const ReplayOptions& options, const Policy& policy, const SourceSummary& summary);
 
-/// The reports side by side, one column each.
+/// The reports as a table: a column each, or a row each if there are many.
 std::string format_reports(const std::vector<ReplayReport>& reports);
 
 }  // namespace pagedkv::tool

@@ -121,7 +121,9 @@ bool Scheduler::open(const Request& request, std::uint64_t prefill_tokens) {
 void Scheduler::begin(Running sequence, std::uint64_t& budget) {
   sequence.key = free_keys_.back();
   free_keys_.pop_back();
-  const std::uint64_t num_tokens = std::min(budget, sequence.prefill_target);
+  sequence.held = memory_.cached_tokens(sequence.key);
+  if (sequence.held > sequence.computed_before) counts_.cached_tokens += sequence.held - sequence.computed_before;
+  const std::uint64_t num_tokens = std::min(budget, sequence.prefill_target - sequence.held);
   budget -= num_tokens;
   running_.push_back(std::move(sequence));
   if (num_tokens > 0 && !grow(running_.size() - 1, static_cast<std::uint32_t>(num_tokens))) {
@@ -166,7 +168,8 @@ void Scheduler::check_totals() const {
   const MemoryUsage left = memory_.usage();
   if (left.reserved_slots != 0 || left.held_tokens != 0) throw std::logic_error("memory was leaked");
   if (counts_.completed + counts_.rejected != counts_.requests) throw std::logic_error("requests were lost");
-  if (counts_.computed_tokens != counts_.prompt_tokens + counts_.output_tokens + counts_.recomputed_tokens) {
+  if (counts_.computed_tokens + counts_.cached_tokens !=
+      counts_.prompt_tokens + counts_.output_tokens + counts_.recomputed_tokens) {
     throw std::logic_error("computed tokens do not add up");
   }
 }

@@ -28,6 +28,7 @@ struct ReplayCounts {
   std::uint64_t computed_tokens = 0;                   ///< Prefilled and decoded, recomputation included.
   std::uint64_t prompt_tokens = 0, output_tokens = 0;  ///< Of completed requests.
   std::uint64_t recomputed_tokens = 0;                 ///< Had been computed before a preemption.
+  std::uint64_t cached_tokens = 0;  ///< Of prompts, found in a prefix cache instead of being computed.
   std::uint64_t peak_sequences = 0, peak_tokens = 0;
   std::uint64_t sequence_steps = 0;                 ///< Sum over steps of running sequences.
   double reserved_slot_steps = 0, token_steps = 0;  ///< Sums over steps of MemoryUsage.

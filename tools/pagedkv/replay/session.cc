@@ -2,6 +2,7 @@
 #include "replay/session.h"
 
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
 namespace pagedkv::tool {
@@ -38,6 +39,32 @@ SourceSummary summarize(SessionSource& source) {
     }
   }
   return sum;
+}
+
+IdealPrefixHits ideal_prefix_hits(SessionSource& source) {
+  IdealPrefixHits ideal;
+  std::unordered_map<std::uint64_t, std::uint32_t> seen;  // block id to tokens of it that have been there
+  for (Session session; source.next(session);) {
+    for (const Turn& turn : session.turns) {
+      std::uint64_t at = 0, hit = 0;  // tokens
+      bool unbroken = true;
+      for (const BlockRun& run : turn.blocks) {
+        for (std::uint64_t id = run.first; id < run.first + run.count; ++id) {
+          const auto filled = static_cast<std::uint32_t>(std::min<std::uint64_t>(
+              session.block_tokens, turn.known_tokens - std::min<std::uint64_t>(at, turn.known_tokens)));
+          std::uint32_t& before = seen[id];
+          if (unbroken) hit += std::min(before, filled);
+          unbroken = unbroken && before >= session.block_tokens;
+          before = std::max(before, filled);
+          at += filled;
+        }
+      }
+      hit = std::min<std::uint64_t>(hit, turn.prompt_tokens);
+      ideal.tokens += hit;
+      ideal.last_tokens += hit == turn.prompt_tokens && hit > 0 ? 1 : 0;
+    }
+  }
+  return ideal;
 }
 
 std::unique_ptr<SessionSource> limit_requests(std::unique_ptr<SessionSource> source, std::uint64_t max_requests) {

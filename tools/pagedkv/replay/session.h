@@ -53,6 +53,14 @@ struct SourceSummary {
 };
 SourceSummary summarize(SessionSource& source);
 
+/// What a prefix cache without limits would find, if each request were computed before the next arrives.
+struct IdealPrefixHits {
+  std::uint64_t tokens = 0;       ///< Of prompts, in blocks whose whole prefix has been there before.
+  std::uint64_t last_tokens = 0;  ///< Prompts found whole, of which a cache must leave the last token to compute.
+};
+/// Cost: memory for every block id of the source.
+IdealPrefixHits ideal_prefix_hits(SessionSource& source);
+
 /// The first `max_requests` requests of a source; 0 = all.
 std::unique_ptr<SessionSource> limit_requests(std::unique_ptr<SessionSource> source, std::uint64_t max_requests);
 

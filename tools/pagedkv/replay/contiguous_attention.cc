@@ -1,5 +1,5 @@
-// Steps with real attention, paged and contiguous.
-#include "replay/attention_memory.h"
+// Steps with real attention over contiguous buffers.
+#include "replay/contiguous_attention.h"
 
 #include <chrono>
 #include <cstring>
@@ -10,19 +10,6 @@ namespace pagedkv::tool {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-KvCache create_cache(const AttentionShape& shape, std::uint64_t capacity_tokens, std::uint32_t page_size) {
-  KvCacheOptions options;
-  options.shape = {.num_layers = shape.layers,
-                   .num_q_heads = shape.q_heads,
-                   .num_kv_heads = shape.kv_heads,
-                   .head_dim = shape.head_dim,
-                   .dtype = shape.dtype};
-  options.page_size = page_size;
-  options.capacity_pages = capacity_tokens / page_size;
-  options.watermark_pages = watermark_pages(options.capacity_pages);
-  return value_or_bad_input(KvCache::create(options), "cannot create the cache");
-}
 
 PagePool create_arena(const AttentionShape& shape, std::uint64_t capacity_tokens, std::uint32_t page_size) {
   const std::uint64_t capacity_pages = capacity_tokens / page_size;
@@ -36,70 +23,14 @@ PagePool create_arena(const AttentionShape& shape, std::uint64_t capacity_tokens
 
 }  // namespace
 
-PagedAttentionMemory::PagedAttentionMemory(const AttentionShape& shape, std::uint64_t capacity_tokens,
-                                           std::uint32_t page_size, std::uint32_t max_seqs)
-    : shape_(shape),
-      cache_(create_cache(shape, capacity_tokens, page_size)),
-      load_(shape, max_seqs),
-      promises_(max_seqs),
-      sequences_(max_seqs) {}
-
-bool PagedAttentionMemory::can_ever_hold(std::uint64_t total_tokens) const {
-  return cache_.pages_for_tokens(total_tokens) <= cache_.options().capacity_pages;
-}
-
-bool PagedAttentionMemory::open(SequenceKey key, const Demand& demand) {
-  const std::uint64_t pages = cache_.pages_for_tokens(demand.prefill_tokens);
-  const std::uint64_t reserve = demand.alone ? 0 : cache_.options().watermark_pages;
-  if (pages + pending_pages_ + promises_.total() + reserve > cache_.pages_available()) return false;
-  sequences_[key] = value_or_bad_input(cache_.open(), "cannot open a sequence");
-  promises_.promise(key, pages);
-  load_.open(key, demand);
-  return true;
-}
-
-bool PagedAttentionMemory::grow(SequenceKey key, std::uint32_t num_tokens) {
-  const std::uint64_t pages = sequences_[key].pages_needed(num_tokens);
-  if (pages + pending_pages_ > cache_.pages_available()) return false;
-  pending_pages_ += pages;
-  promises_.keep(key, pages);
-  parts_.push_back({key, sequences_[key].num_tokens(), num_tokens});
-  items_.push_back({&sequences_[key], num_tokens, {}});
-  return true;
-}
-
-void PagedAttentionMemory::compute() {
-  if (items_.empty()) return;
-  Step step = value_or_bad_input(cache_.begin_step(items_), "cannot begin a step");
-  load_.begin_step(parts_);
-  for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) {
-    load_.fill(layer);
-    value_or_bad_input(step.write(layer, load_.k(), load_.v()), "cannot write K and V");
-    const Clock::time_point begun = Clock::now();
-    value_or_bad_input(step.attend(layer, load_.q(), load_.out()), "cannot attend");
-    load_.took(layer, parts_, Clock::now() - begun, totals_);
-  }
-  value_or_bad_input(step.commit(), "cannot commit a step");
-  for (const NewTokens& part : parts_) held_tokens_ += part.count;
-  items_.clear();
-  parts_.clear();
-  pending_pages_ = 0;
-}
-
-void PagedAttentionMemory::close(SequenceKey key, bool) {
-  promises_.drop(key);
-  held_tokens_ -= sequences_[key].num_tokens();
-  value_or_bad_input(sequences_[key].close(), "cannot close a sequence");
-}
-
-MemoryUsage PagedAttentionMemory::usage() const {
-  return {cache_.stats().pool.used_pages * cache_.options().page_size, held_tokens_};
-}
-
 ContiguousAttentionMemory::ContiguousAttentionMemory(Sizing sizing, const AttentionShape& shape,
                                                      std::uint64_t capacity_tokens, std::uint64_t max_seq_len,
                                                      std::uint32_t page_size, std::uint32_t max_seqs)
-    : ContiguousMemory(sizing, capacity_tokens, max_seq_len, page_size, max_seqs),
+    : ContiguousMemory({.sizing = sizing,
+                        .capacity_tokens = capacity_tokens,
+                        .max_seq_len = max_seq_len,
+                        .unit = page_size,
+                        .max_seqs = max_seqs}),
       shape_(shape),
       page_size_(page_size),
       arena_(create_arena(shape, capacity_tokens, page_size)),
