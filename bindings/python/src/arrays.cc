@@ -28,7 +28,7 @@ std::string text_of(std::span<const std::int64_t> shape) {
 nb::object without_bfloat16(nb::handle object, bool& bf16) {
   bf16 = false;
   if (nb::hasattr(object, "__array_interface__") && nb::hasattr(object, "view") &&
-      nb::cast<std::string>(nb::str(object.attr("dtype"))) == "bfloat16") {
+      nb::str(nb::handle(nb::object(object.attr("dtype")))).c_str() == std::string_view("bfloat16")) {
     bf16 = true;
     return object.attr("view")("uint16");
   }
