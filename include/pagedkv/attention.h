@@ -41,6 +41,11 @@ struct AttentionConfig {
   DType kv_dtype = DType::bf16;    ///< Format of the pages.
   AttentionVariant variant = {};
   std::string_view target = {};  ///< Kernel target by name (cpu.h); empty = the active one.
+  /// Neighbouring sequences of a batch whose leading pages are the same ids read them once, for all of them, in parts
+  /// of 1024 tokens; only without window, mask and ALiBi, and for sequences of at most 16 query rows. On every target
+  /// but "amx" results are bitwise those without. On "amx" the shared parts run as matrix work with bf16 weights: still
+  /// within the bound of docs/NUMERICS.md, but a row then depends on which neighbours share its pages.
+  bool cascade = false;
 };
 
 enum class MaskKind : std::uint8_t {
@@ -120,6 +125,16 @@ class PAGEDKV_API AttentionPlan {
   /// Threads: any thread; shares nothing with other plans.
   static Result<AttentionPlan> create(const AttentionConfig& config, const AttentionBatch& batch,
                                       std::span<std::byte> workspace = {}) noexcept;
+
+  /// Plans the next step of the same sequences: as many query rows each, longer keys. Results are those of a new plan.
+  ///
+  /// Requires: the pages that the plan knows are still the leading pages of their sequences (ids not compared)
+  /// Errors:   kInvalidArgument  other sequences, rows or kind of mask; fewer pages; a workspace of the caller that has
+  ///                             become too small; or as `create`. The plan is as it was.
+  ///           kOutOfMemory
+  /// Cost:     O(B + tasks) and a look at each page id; copies only new pages and reuses the plan's memory.
+  /// Threads:  not while a run is under way.
+  Result<void> extend(const AttentionBatch& batch) noexcept;
 
   /// Computes out = softmax(logits) V for every query row.
   ///

@@ -33,35 +33,56 @@ constexpr std::size_t round_up(std::size_t bytes) noexcept {
 
 constexpr Error kNoMemory = {Errc::kOutOfMemory, "no memory for the bookkeeping of a plan"};
 
+/// Where the page ids of one sequence lie in the plan's copy, with room for some more.
+struct PageTable {
+  std::size_t first = 0;
+  std::int64_t count = 0, capacity = 0;
+};
+constexpr std::int64_t kSparePages = 8;
+
 /// A schedule, its copy of the page tables, and where the workspace's parts are.
 struct Planned {
+  AttentionConfig config = {};        // without its spans and its target
   kernels::AttendParams params = {};  // q, out, lse and pages are null here
   std::vector<float> sinks, slopes;
   const TargetInfo* target = nullptr;
+  std::vector<std::int32_t> qo_indptr;
+  std::vector<PageTable> tables;  // one a sequence
   std::vector<std::int32_t> page_ids;
   std::int64_t page_id_limit = 0;  // one more than the largest id
-  std::size_t num_rows = 0;
   const std::byte* mask = nullptr;
-  attention::Schedule schedule;
-  std::size_t num_lanes = 0;
+  attention::Schedule schedule, spare;  // `spare` lends its memory to the next `extend`
 
   AlignedBytes owned_workspace;
+  std::span<std::byte> workspace;
   float* partial_out = nullptr;                             // [num_states][v_head_dim]
   float* partial_lse = nullptr;                             // [num_states]
   std::byte* scratch = nullptr;                             // [num_lanes][scratch_bytes]
-  std::unique_ptr<std::atomic<std::int32_t>[]> parts_left;  // [merges][num_kv_heads]
+  std::unique_ptr<std::atomic<std::int32_t>[]> units_left;  // [merges][num_kv_heads]
 
-  Result<void> build(const AttentionConfig& config, const AttentionBatch& batch);
+  Result<void> build(const AttentionConfig& layer, const AttentionBatch& batch);
+  Result<void> extend(const AttentionBatch& batch);
+  Result<void> place(std::span<std::byte> memory) noexcept;
+  [[nodiscard]] std::size_t workspace_bytes() const noexcept {
+    return partial_out_bytes() + partial_lse_bytes() + num_lanes() * schedule.scratch_bytes;
+  }
+  [[nodiscard]] std::size_t num_tasks() const noexcept { return schedule.units.size() * params.num_kv_heads; }
+  [[nodiscard]] std::size_t num_lanes() const noexcept {
+    return std::min(num_tasks(), static_cast<std::size_t>(std::max(cpu_info().num_cpus, 4)));
+  }
+  [[nodiscard]] std::size_t num_rows() const noexcept { return static_cast<std::size_t>(qo_indptr.back()); }
+  [[nodiscard]] double seconds() const noexcept;
+
+ private:
   [[nodiscard]] std::size_t partial_out_bytes() const noexcept {
     return round_up(schedule.num_states * params.v_head_dim * sizeof(float));
   }
   [[nodiscard]] std::size_t partial_lse_bytes() const noexcept { return round_up(schedule.num_states * sizeof(float)); }
-  [[nodiscard]] std::size_t workspace_bytes() const noexcept {
-    return partial_out_bytes() + partial_lse_bytes() + num_lanes * schedule.scratch_bytes;
-  }
-  Result<void> place(std::span<std::byte> workspace);
-  [[nodiscard]] std::size_t num_tasks() const noexcept { return schedule.units.size() * params.num_kv_heads; }
-  [[nodiscard]] double seconds() const noexcept;
+  Result<void> rebuild(const AttentionBatch& batch);
+  void copy_pages(const AttentionBatch& batch);
+  void append_pages(const AttentionBatch& batch) noexcept;
+  void count_ids(const std::int32_t* ids, std::int64_t count) noexcept;
+  void make_schedule(const AttentionBatch& batch, attention::Schedule& result) const;
 };
 
 /// One run: hands (unit, kv head) tasks to lanes, a lane being a thread at work with scratch of its own.
@@ -72,7 +93,7 @@ class AttentionRun {
     const std::size_t heads = params.num_kv_heads;
     for (std::size_t m = 0; m < plan.schedule.merges.size(); ++m) {
       for (std::size_t h = 0; h < heads; ++h) {
-        plan.parts_left[m * heads + h].store(plan.schedule.merges[m].num_parts, std::memory_order_relaxed);
+        plan.units_left[m * heads + h].store(plan.schedule.merges[m].num_units, std::memory_order_relaxed);
       }
     }
   }
@@ -105,14 +126,6 @@ class AttentionRun {
     return plan_.schedule.units[at / params_.num_kv_heads];
   }
   [[nodiscard]] std::size_t kv_head(std::size_t at) const noexcept { return at % params_.num_kv_heads; }
-  [[nodiscard]] std::size_t part_rows(const attention::Merge& merge) const noexcept {
-    return static_cast<std::size_t>(merge.num_rows) * params_.group;
-  }
-  // First state of a merge's kv head.
-  [[nodiscard]] std::size_t first_state(const attention::Merge& merge, std::size_t head) const noexcept {
-    return merge.first_state + head * static_cast<std::size_t>(merge.num_parts) * part_rows(merge);
-  }
-
   [[nodiscard]] kernels::AttendTask task(std::size_t at) const noexcept {
     const attention::Unit& work = unit(at);
     const std::size_t head = kv_head(at);
@@ -129,30 +142,39 @@ class AttentionRun {
     task.mask_row_stride = work.mask_row_stride;
     task.mask_head_stride = work.mask_head_stride;
     task.first_part = work.part == 0;
-    if (work.merge >= 0) {
-      const attention::Merge& merge = plan_.schedule.merges[static_cast<std::size_t>(work.merge)];
-      const std::size_t state = first_state(merge, head) + static_cast<std::size_t>(work.part) * part_rows(merge);
+    if (work.num_merges > 0) {
+      const attention::Merge& merge = plan_.schedule.merges[static_cast<std::size_t>(work.first_merge)];
+      const std::size_t state = merge.states(work.part).index(head, work.part, work.first_row, params_.group);
       task.partial_out = plan_.partial_out + state * params_.v_head_dim;
       task.partial_lse = plan_.partial_lse + state;
     }
     return task;
   }
 
-  // Counts a task; whoever computed the last part of some rows merges them, in the order of the keys.
+  // Counts a task; whoever computed the last part of some rows merges them.
   void done(std::size_t at) noexcept {
     const attention::Unit& work = unit(at);
-    if (work.merge >= 0) {
-      const std::size_t merge_index = static_cast<std::size_t>(work.merge), head = kv_head(at);
-      std::atomic<std::int32_t>& left = plan_.parts_left[merge_index * params_.num_kv_heads + head];
-      if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        const attention::Merge& merge = plan_.schedule.merges[merge_index];
-        const std::size_t state = first_state(merge, head);
-        kernels::merge_parts(params_, static_cast<std::uint32_t>(head), merge.first_row, merge.num_rows,
-                             merge.num_parts, part_rows(merge), plan_.partial_out + state * params_.v_head_dim,
-                             plan_.partial_lse + state);
-      }
+    const std::size_t head = kv_head(at), first = static_cast<std::size_t>(work.first_merge);
+    for (std::size_t m = first; m < first + static_cast<std::size_t>(work.num_merges); ++m) {
+      std::atomic<std::int32_t>& left = plan_.units_left[m * params_.num_kv_heads + head];
+      if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) merge(plan_.schedule.merges[m], head);
     }
     done_.fetch_add(1, std::memory_order_release);
+  }
+
+  // Merges the parts of some rows in the order of the keys, into part 0 and then out.
+  void merge(const attention::Merge& merge, std::size_t head) noexcept {
+    const std::int32_t first_row = merge.own.first_row, num_rows = merge.own.num_rows;
+    const std::size_t count = static_cast<std::size_t>(num_rows) * params_.group, dim = params_.v_head_dim;
+    const auto state = [&](std::int32_t part) {
+      return merge.states(part).index(head, part, first_row, params_.group);
+    };
+    float* const out = plan_.partial_out + state(0) * dim;
+    float* const lse = plan_.partial_lse + state(0);
+    for (std::int32_t part = 1; part < merge.own.first_part + merge.own.num_parts; ++part) {
+      kernels::merge_rows(out, lse, plan_.partial_out + state(part) * dim, plan_.partial_lse + state(part), count, dim);
+    }
+    kernels::store_rows(params_, static_cast<std::uint32_t>(head), first_row, num_rows, out, lse);
   }
 
   const Planned& plan_;
@@ -162,57 +184,140 @@ class AttentionRun {
   alignas(kAlignment) std::atomic<std::size_t> done_{0};
 };
 
-Result<void> Planned::build(const AttentionConfig& config, const AttentionBatch& batch) {
-  auto layer = attention::read_layer(config);
-  if (!layer.has_value()) return layer.error();
-  if (auto checked = attention::check_batch(config, batch); !checked) return checked;
-  auto found = config.target.empty() ? active_target() : find_target(config.target);
+Result<void> Planned::build(const AttentionConfig& layer, const AttentionBatch& batch) {
+  auto read = attention::read_layer(layer);
+  if (!read.has_value()) return read.error();
+  if (auto checked = attention::check_batch(layer, batch); !checked) return checked;
+  auto found = layer.target.empty() ? active_target() : find_target(layer.target);
   if (!found.has_value()) return Error{Errc::kUnsupported, found.error().what};
   target = *found;
-  params = *layer;
+  config = layer;
+  config.target = {};
+  config.variant.sinks = config.variant.alibi_slopes = {};
+  params = *read;
   params.mask_kind = batch.mask.kind;
-  sinks.assign(config.variant.sinks.begin(), config.variant.sinks.end());
-  slopes.assign(config.variant.alibi_slopes.begin(), config.variant.alibi_slopes.end());
+  sinks.assign(layer.variant.sinks.begin(), layer.variant.sinks.end());
+  slopes.assign(layer.variant.alibi_slopes.begin(), layer.variant.alibi_slopes.end());
   params.sinks = sinks.empty() ? nullptr : sinks.data();
   params.alibi_slopes = slopes.empty() ? nullptr : slopes.data();
   mask = batch.mask.bytes.data();
-  num_rows = static_cast<std::size_t>(batch.qo_indptr.back());
-
-  const std::size_t count = attention::num_sequences(batch);
-  std::size_t num_ids = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    num_ids += static_cast<std::size_t>(attention::read_sequence(config, batch, i).num_pages);
-  }
-  page_ids.reserve(num_ids);
-  const cpu::Target number = cpu::target_of(*target);
-  for (std::size_t i = 0; i < count; ++i) {
-    const attention::SequenceView sequence = attention::read_sequence(config, batch, i);
-    const std::int32_t* const table = page_ids.data() + page_ids.size();
-    page_ids.insert(page_ids.end(), sequence.pages, sequence.pages + sequence.num_pages);
-    attention::add_sequence(schedule, params, number, sequence, table);
-  }
-  std::int32_t largest = -1;
-  for (const std::int32_t id : page_ids) largest = std::max(largest, id);
-  page_id_limit = std::int64_t{largest} + 1;
-  attention::finish(schedule, params);
-  num_lanes = std::min(num_tasks(), static_cast<std::size_t>(std::max(cpu_info().num_cpus, 4)));
+  qo_indptr.assign(batch.qo_indptr.begin(), batch.qo_indptr.end());
+  copy_pages(batch);
+  make_schedule(batch, schedule);
   return {};
 }
 
-Result<void> Planned::place(std::span<std::byte> workspace) {
-  const std::size_t needed = workspace_bytes();
-  if (workspace.data() == nullptr && needed != 0) {
-    owned_workspace.reset(static_cast<std::byte*>(::operator new[](needed, std::align_val_t{kAlignment})));
-    workspace = {owned_workspace.get(), needed};
+void Planned::count_ids(const std::int32_t* ids, std::int64_t count) noexcept {
+  std::int32_t largest = -1;
+  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, ids[i]);
+  page_id_limit = std::max(page_id_limit, std::int64_t{largest} + 1);
+}
+
+void Planned::copy_pages(const AttentionBatch& batch) {
+  const std::size_t count = attention::num_sequences(batch);
+  std::vector<PageTable> new_tables(count);
+  std::size_t num_ids = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::int64_t pages = attention::read_sequence(config, batch, i).num_pages;
+    new_tables[i] = {num_ids, pages, pages + kSparePages};
+    num_ids += static_cast<std::size_t>(pages + kSparePages);
   }
-  if (workspace.size() < needed) return Error{Errc::kInvalidArgument, "the workspace is smaller than workspace_bytes"};
-  if (reinterpret_cast<std::uintptr_t>(workspace.data()) % kAlignment != 0) {
-    return Error{Errc::kInvalidArgument, "the workspace must be aligned to 64 bytes"};
+  std::vector<std::int32_t> new_ids(num_ids);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::int32_t* const from = attention::read_sequence(config, batch, i).pages;
+    std::copy_n(from, new_tables[i].count, new_ids.data() + new_tables[i].first);
+    count_ids(from, new_tables[i].count);
   }
-  partial_out = reinterpret_cast<float*>(workspace.data());
-  partial_lse = reinterpret_cast<float*>(workspace.data() + partial_out_bytes());
-  scratch = workspace.data() + partial_out_bytes() + partial_lse_bytes();
-  parts_left = std::make_unique<std::atomic<std::int32_t>[]>(schedule.merges.size() * params.num_kv_heads);
+  tables.swap(new_tables);
+  page_ids.swap(new_ids);
+}
+
+void Planned::append_pages(const AttentionBatch& batch) noexcept {
+  for (std::size_t i = 0; i < tables.size(); ++i) {
+    const attention::SequenceView sequence = attention::read_sequence(config, batch, i);
+    const std::int64_t known = tables[i].count, added = sequence.num_pages - known;
+    std::int32_t* const to = page_ids.data() + tables[i].first + known;
+    std::copy_n(sequence.pages + known, added, to);
+    count_ids(to, added);
+    tables[i].count = sequence.num_pages;
+  }
+}
+
+void Planned::make_schedule(const AttentionBatch& batch, attention::Schedule& result) const {
+  const cpu::Target number = cpu::target_of(*target);
+  attention::SharedParts shared;
+  for (std::size_t i = 0, shared_end = 0; i < tables.size(); ++i) {
+    const std::int32_t* const table = page_ids.data() + tables[i].first;
+    if (i == shared_end) {
+      shared = config.cascade ? attention::find_shared(config, batch, params, i) : attention::SharedParts();
+      shared_end = i + shared.num_sequences;
+      if (shared.states.num_parts > 0) attention::add_shared(result, params, number, shared, table);
+    }
+    attention::add_sequence(result, params, number, attention::read_sequence(config, batch, i), table, shared);
+    if (i + 1 == shared_end) attention::close_shared(result, shared);
+  }
+  attention::finish(result);
+}
+
+Result<void> Planned::extend(const AttentionBatch& batch) {
+  if (auto checked = attention::check_batch(config, batch); !checked) return checked;
+  if (!std::equal(qo_indptr.begin(), qo_indptr.end(), batch.qo_indptr.begin(), batch.qo_indptr.end()) ||
+      batch.mask.kind != params.mask_kind) {
+    return Error{Errc::kInvalidArgument, "extend needs the sequences, the rows and the kind of mask of the plan"};
+  }
+  bool fits = true;
+  for (std::size_t i = 0; i < tables.size(); ++i) {
+    const std::int64_t pages = attention::read_sequence(config, batch, i).num_pages;
+    if (pages < tables[i].count) return Error{Errc::kInvalidArgument, "a sequence has lost pages since it was planned"};
+    fits = fits && pages <= tables[i].capacity;
+  }
+  if (!fits) return rebuild(batch);
+  append_pages(batch);  // behind what the schedule of before reads: harmless if the rest fails
+  spare.clear();
+  make_schedule(batch, spare);
+  std::swap(schedule, spare);
+  const bool grows = owned_workspace != nullptr && workspace_bytes() > workspace.size();
+  if (auto placed = place(grows ? std::span<std::byte>() : workspace); !placed) {
+    std::swap(schedule, spare);
+    return placed;
+  }
+  mask = batch.mask.bytes.data();
+  return {};
+}
+
+Result<void> Planned::rebuild(const AttentionBatch& batch) {
+  AttentionConfig layer = config;
+  layer.variant.sinks = sinks;
+  layer.variant.alibi_slopes = slopes;
+  layer.target = target->name;
+  Planned fresh;
+  if (auto built = fresh.build(layer, batch); !built) return built;
+  if (auto placed = fresh.place(owned_workspace != nullptr ? std::span<std::byte>() : workspace); !placed)
+    return placed;
+  *this = std::move(fresh);
+  return {};
+}
+
+Result<void> Planned::place(std::span<std::byte> memory) noexcept {
+  const std::size_t needed = workspace_bytes(), merges = schedule.merges.size() * params.num_kv_heads;
+  try {
+    auto counters = std::make_unique<std::atomic<std::int32_t>[]>(merges);
+    if (memory.data() == nullptr && needed != 0) {
+      owned_workspace.reset(static_cast<std::byte*>(::operator new[](needed, std::align_val_t{kAlignment})));
+      memory = {owned_workspace.get(), needed};
+    }
+    if (memory.size() < needed) return Error{Errc::kInvalidArgument, "the workspace is smaller than workspace_bytes"};
+    if (reinterpret_cast<std::uintptr_t>(memory.data()) % kAlignment != 0) {
+      return Error{Errc::kInvalidArgument, "the workspace must be aligned to 64 bytes"};
+    }
+    units_left = std::move(counters);
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+  workspace = memory;
+  partial_out = reinterpret_cast<float*>(memory.data());
+  partial_lse = reinterpret_cast<float*>(memory.data() + partial_out_bytes());
+  scratch = memory.data() + partial_out_bytes() + partial_lse_bytes();
   return {};
 }
 
@@ -250,9 +355,18 @@ Result<AttentionPlan> AttentionPlan::create(const AttentionConfig& config, const
   }
 }
 
+Result<void> AttentionPlan::extend(const AttentionBatch& batch) noexcept {
+  if (impl_ == nullptr) return Error{Errc::kClosed, "the plan was moved from"};
+  try {
+    return impl_->extend(batch);
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+}
+
 Result<void> AttentionPlan::run(const KvView& pages, ConstTensor q, Tensor out, std::span<float> lse) const noexcept {
   if (impl_ == nullptr) return Error{Errc::kClosed, "the plan was moved from"};
-  const std::size_t heads = impl_->num_rows * impl_->params.num_q_heads;
+  const std::size_t heads = impl_->num_rows() * impl_->params.num_q_heads;
   if (!is_valid(q.dtype) || q.num_elements != heads * impl_->params.head_dim || !is_valid(out.dtype) ||
       out.num_elements != heads * impl_->params.v_head_dim || (!lse.empty() && lse.size() != heads)) {
     return Error{Errc::kInvalidArgument, "q, out or lse does not have the size of the batch"};
@@ -271,11 +385,11 @@ Result<void> AttentionPlan::run(const KvView& pages, ConstTensor q, Tensor out, 
 
   AttentionRun run(*impl_, params);
   try {
-    if (impl_->num_lanes <= 1 || impl_->seconds() < kInlineSeconds) {
+    if (impl_->num_lanes() <= 1 || impl_->seconds() < kInlineSeconds) {
       run.lane(0);
     } else {
       tbb::parallel_for(
-          std::size_t{0}, impl_->num_lanes, [&run](std::size_t lane) noexcept { run.lane(lane); },
+          std::size_t{0}, impl_->num_lanes(), [&run](std::size_t lane) noexcept { run.lane(lane); },
           tbb::simple_partitioner());
     }
   } catch (...) {
@@ -285,7 +399,7 @@ Result<void> AttentionPlan::run(const KvView& pages, ConstTensor q, Tensor out, 
   return {};
 }
 
-std::size_t AttentionPlan::num_rows() const noexcept { return impl_ != nullptr ? impl_->num_rows : 0; }
+std::size_t AttentionPlan::num_rows() const noexcept { return impl_ != nullptr ? impl_->num_rows() : 0; }
 
 const char* AttentionPlan::target() const noexcept { return impl_ != nullptr ? impl_->target->name : ""; }
 

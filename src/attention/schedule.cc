@@ -28,6 +28,37 @@ std::uint64_t cost(const Unit& unit) noexcept {
   return static_cast<std::uint64_t>(unit.kv_end - unit.kv_begin) * static_cast<std::uint64_t>(8 + unit.num_rows) + 64;
 }
 
+// Adds the unit, cut at multiples of `split`; rows that share parts begin behind them.
+void add_parts(Schedule& schedule, const kernels::AttendParams& params, Unit unit, std::int64_t split,
+               const SharedParts& shared) {
+  const KeyRange keys = {unit.kv_begin, unit.kv_end};
+  const std::int32_t shared_parts = shared.states.num_parts;
+  const std::int64_t origin = keys.begin / split;  // index of the part that becomes part 0
+  const auto last_part = static_cast<std::int32_t>(std::max(origin, (keys.end - 1) / split) - origin);
+  if (last_part == 0 && shared_parts == 0) {
+    schedule.units.push_back(unit);
+    return;
+  }
+  Merge merge;
+  merge.shared = shared.states;
+  merge.own = {.first = schedule.num_states,
+               .first_row = unit.first_row,
+               .num_rows = unit.num_rows,
+               .first_part = shared_parts,
+               .num_parts = last_part + 1 - shared_parts};
+  merge.num_units = merge.own.num_parts + static_cast<std::int32_t>(shared.num_units);
+  schedule.num_states +=
+      static_cast<std::size_t>(merge.own.num_parts) * static_cast<std::size_t>(unit.num_rows) * params.num_q_heads;
+  unit.first_merge = static_cast<std::int32_t>(schedule.merges.size());
+  unit.num_merges = 1;
+  schedule.merges.push_back(merge);
+  for (unit.part = shared_parts; unit.part <= last_part; ++unit.part) {
+    unit.kv_begin = std::max(keys.begin, (origin + unit.part) * split);
+    unit.kv_end = std::min(keys.end, (origin + unit.part + 1) * split);
+    schedule.units.push_back(unit);
+  }
+}
+
 }  // namespace
 
 std::int64_t split_keys(std::int64_t q_len) noexcept {
@@ -35,13 +66,86 @@ std::int64_t split_keys(std::int64_t q_len) noexcept {
   return q_len <= kSomeRows ? kSomeRowsKeys : std::numeric_limits<std::int64_t>::max() / 2;
 }
 
+SharedParts find_shared(const AttentionConfig& config, const AttentionBatch& batch, const kernels::AttendParams& params,
+                        std::size_t index) noexcept {
+  SharedParts shared;
+  if (params.window_left >= 0 || params.mask_kind != MaskKind::kNone || params.alibi_slopes != nullptr) return shared;
+  const SequenceView first = read_sequence(config, batch, index);
+  const std::int64_t page_size = config.page_size;
+  // Whole parts that a sequence could share: every one of its rows sees all of them.
+  const auto whole_parts = [&](const SequenceView& view) {
+    if (view.q_len == 0 || view.q_len > kFewRows) return std::int64_t{0};
+    return std::max<std::int64_t>(0, (params.causal ? std::min(view.kv_len, view.q_start + 1) : view.kv_len)) /
+           kFewRowsKeys;
+  };
+  std::int64_t parts = whole_parts(first), rows = first.q_len;
+  std::size_t last = index + 1;
+  for (; parts > 0 && last < num_sequences(batch); ++last) {
+    const SequenceView view = read_sequence(config, batch, last);
+    const std::int64_t wanted = last == index + 1 ? std::min(parts, whole_parts(view)) : parts;
+    if (wanted == 0 || whole_parts(view) < wanted) break;
+    const std::int64_t pages = std::min((wanted * kFewRowsKeys + page_size - 1) / page_size, view.num_pages);
+    const std::int64_t equal = std::mismatch(first.pages, first.pages + pages, view.pages).first - first.pages;
+    const std::int64_t common = std::min(wanted, equal * page_size / kFewRowsKeys);
+    if (common == 0 || (last > index + 1 && common < parts)) break;
+    parts = common;
+    rows += view.q_len;
+  }
+  shared.num_sequences = last - index;
+  if (shared.num_sequences == 1) return shared;
+  shared.states = {.first_row = static_cast<std::int32_t>(first.first_row),
+                   .num_rows = static_cast<std::int32_t>(rows),
+                   .num_parts = static_cast<std::int32_t>(parts)};
+  return shared;
+}
+
+void add_shared(Schedule& schedule, const kernels::AttendParams& params, cpu::Target target, SharedParts& shared,
+                const std::int32_t* page_table) {
+  States& states = shared.states;
+  states.first = schedule.num_states;
+  schedule.num_states +=
+      static_cast<std::size_t>(states.num_parts) * static_cast<std::size_t>(states.num_rows) * params.num_q_heads;
+  schedule.kv_keys += static_cast<std::uint64_t>(states.num_parts * kFewRowsKeys);
+  const kernels::AttendKernel* const kernel = kernels::select_attend(target, params, states.num_rows);
+  shared.first_unit = schedule.units.size();
+  const auto first_merge = static_cast<std::int32_t>(schedule.merges.size());
+  std::int32_t tallest = 0;
+  for (std::int32_t row = 0; row < states.num_rows;) {
+    const std::int32_t rows = std::min(kernel->max_rows, states.num_rows - row);
+    tallest = std::max(tallest, rows);
+    for (std::int32_t part = 0; part < states.num_parts; ++part) {
+      const std::int64_t begin = part * kFewRowsKeys, end = begin + kFewRowsKeys;
+      schedule.units.push_back({.kernel = kernel,
+                                .page_table = page_table,
+                                .kv_begin = begin,
+                                .kv_end = end,
+                                .first_pos = end,  // every row sees every key
+                                .first_row = states.first_row + row,
+                                .num_rows = rows,
+                                .part = part,
+                                .first_merge = first_merge});
+    }
+    row += rows;
+  }
+  shared.num_units = schedule.units.size() - shared.first_unit;
+  schedule.scratch_bytes = std::max(schedule.scratch_bytes, kernel->scratch_bytes(params, tallest));
+}
+
+void close_shared(Schedule& schedule, const SharedParts& shared) noexcept {
+  for (std::size_t i = 0; i < shared.num_units; ++i) {
+    Unit& unit = schedule.units[shared.first_unit + i];
+    unit.num_merges = static_cast<std::int32_t>(schedule.merges.size()) - unit.first_merge;
+  }
+}
+
 void add_sequence(Schedule& schedule, const kernels::AttendParams& params, cpu::Target target,
-                  const SequenceView& sequence, const std::int32_t* page_table) {
+                  const SequenceView& sequence, const std::int32_t* page_table, const SharedParts& shared) {
   if (sequence.q_len == 0) return;
   const kernels::AttendKernel* const kernel = kernels::select_attend(target, params, sequence.q_len);
   const std::int64_t split = split_keys(sequence.q_len);
+  const std::int32_t shared_parts = shared.states.num_parts;
   const KeyRange all = visible_keys(params, sequence.kv_len, sequence.q_start, sequence.q_len);
-  schedule.kv_keys += static_cast<std::uint64_t>(all.end - all.begin);
+  schedule.kv_keys += static_cast<std::uint64_t>(all.end - all.begin - shared_parts * kFewRowsKeys);
   schedule.pairs += visible_pairs(params, sequence);
   std::int32_t tallest = 0;
   for (std::int64_t row = 0; row < sequence.q_len;) {
@@ -58,26 +162,13 @@ void add_sequence(Schedule& schedule, const kernels::AttendParams& params, cpu::
                  .mask_head_stride = sequence.mask_head_stride,
                  .first_row = static_cast<std::int32_t>(sequence.first_row + row),
                  .num_rows = static_cast<std::int32_t>(rows)};
-    const std::int64_t first_part = keys.begin / split, last_part = std::max(first_part, (keys.end - 1) / split);
-    if (first_part == last_part) {
-      schedule.units.push_back(unit);
-    } else {
-      const auto num_parts = static_cast<std::int32_t>(last_part - first_part + 1);
-      unit.merge = static_cast<std::int32_t>(schedule.merges.size());
-      schedule.merges.push_back({schedule.num_states, unit.first_row, unit.num_rows, num_parts});
-      schedule.num_states += static_cast<std::size_t>(num_parts) * static_cast<std::size_t>(rows) * params.num_q_heads;
-      for (; unit.part < num_parts; ++unit.part) {
-        unit.kv_begin = std::max(keys.begin, (first_part + unit.part) * split);
-        unit.kv_end = std::min(keys.end, (first_part + unit.part + 1) * split);
-        schedule.units.push_back(unit);
-      }
-    }
+    add_parts(schedule, params, unit, split, shared);
     row += rows;
   }
   schedule.scratch_bytes = std::max(schedule.scratch_bytes, kernel->scratch_bytes(params, tallest));
 }
 
-void finish(Schedule& schedule, const kernels::AttendParams&) {
+void finish(Schedule& schedule) {
   // Longest first leaves no thread with a long task at the end. Powers of two are fine enough an order, and cheap.
   constexpr std::size_t kClasses = 65;
   std::array<std::size_t, kClasses> place = {};
@@ -85,9 +176,9 @@ void finish(Schedule& schedule, const kernels::AttendParams&) {
   for (const Unit& unit : schedule.units) ++place[class_of(unit)];
   std::size_t begin = 0;
   for (std::size_t& count : place) begin += std::exchange(count, begin);
-  std::vector<Unit> sorted(schedule.units.size());
-  for (const Unit& unit : schedule.units) sorted[place[class_of(unit)]++] = unit;
-  schedule.units.swap(sorted);
+  schedule.unsorted.swap(schedule.units);
+  schedule.units.resize(schedule.unsorted.size());
+  for (const Unit& unit : schedule.unsorted) schedule.units[place[class_of(unit)]++] = unit;
   schedule.scratch_bytes = (schedule.scratch_bytes + 63) / 64 * 64;
 }
 

@@ -14,7 +14,7 @@
 
 namespace pagedkv::attention {
 
-/// Query rows of one sequence and a range of keys, for all kv heads.
+/// Query rows of one sequence, or of several that share the keys, and a range of keys, for all kv heads.
 struct Unit {
   const kernels::AttendKernel* kernel = nullptr;
   const std::int32_t* page_table = nullptr;
@@ -22,36 +22,86 @@ struct Unit {
   std::int64_t first_pos = 0;
   std::int64_t mask_offset = 0, mask_row_stride = 0, mask_head_stride = 0;
   std::int32_t first_row = 0, num_rows = 0;
-  std::int32_t part = 0;    ///< Which part of its rows' keys; 0 also if they are not split.
-  std::int32_t merge = -1;  ///< Index of the merge that it belongs to, or -1.
+  std::int32_t part = 0;         ///< Which part of its rows' keys; 0 also if they are not split.
+  std::int32_t first_merge = 0;  ///< Merges [first_merge, first_merge + num_merges) wait for it.
+  std::int32_t num_merges = 0;
+};
+
+/// Where the states of some parts of some rows lie: [kv_head][part][row][group].
+struct States {
+  std::size_t first = 0;  ///< In (row, query head) pairs.
+  std::int32_t first_row = 0, num_rows = 0;
+  std::int32_t first_part = 0, num_parts = 0;
+
+  /// Index of the state of (kv head, part, row, first head of the group).
+  [[nodiscard]] std::size_t index(std::size_t head, std::int32_t part, std::int32_t row,
+                                  std::size_t group) const noexcept {
+    const std::size_t slice = head * static_cast<std::size_t>(num_parts) + static_cast<std::size_t>(part - first_part);
+    return first + (slice * static_cast<std::size_t>(num_rows) + static_cast<std::size_t>(row - first_row)) * group;
+  }
 };
 
 /// Rows whose keys were split: their parts are merged in order once the last one is done.
 struct Merge {
-  std::size_t first_state = 0;  ///< Index of part 0's states of kv head 0, in (row, query head) pairs.
-  std::int32_t first_row = 0, num_rows = 0;
-  std::int32_t num_parts = 0;
+  States shared;               ///< Parts 0 .. num_parts - 1 that other sequences share; none without cascade.
+  States own;                  ///< The parts behind them.
+  std::int32_t num_units = 0;  ///< Units to wait for.
+
+  [[nodiscard]] const States& states(std::int32_t part) const noexcept {
+    return part < shared.num_parts ? shared : own;
+  }
 };
 
-/// What `create` computes from a batch. States of a merge lie [kv_head][part][row][group].
+/// What `create` computes from a batch.
 struct Schedule {
   std::vector<Unit> units;  ///< Most expensive first.
   std::vector<Merge> merges;
   std::size_t num_states = 0;     ///< (row, query head) pairs of all parts.
   std::size_t scratch_bytes = 0;  ///< Of one lane, a multiple of 64.
-  std::uint64_t kv_keys = 0;      ///< Keys of all sequences that some row can see.
+  std::uint64_t kv_keys = 0;      ///< Keys of all sequences that some row can see, shared ones once.
   double pairs = 0;               ///< Visible (query row, key) pairs.
+
+  /// Forgets everything but its memory.
+  void clear() noexcept {
+    units.clear();
+    merges.clear();
+    num_states = scratch_bytes = 0;
+    kv_keys = 0;
+    pairs = 0;
+  }
+
+  std::vector<Unit> unsorted = {};  ///< Working memory of `finish`.
+};
+
+/// Leading parts that a run of neighbouring sequences have in common; their rows are first_row .. + num_rows - 1.
+struct SharedParts {
+  States states;  ///< num_parts == 0: nothing shared.
+  std::size_t num_sequences = 1;
+  std::size_t first_unit = 0, num_units = 0;
 };
 
 /// Keys of one part of a sequence that brings `q_len` rows. Parts begin at its multiples, so that split points depend
 /// on the sequence alone.
 std::int64_t split_keys(std::int64_t q_len) noexcept;
 
-/// Adds a sequence's units; may throw std::bad_alloc.
+/// Finds the leading parts that sequence `index` has in common with those behind it. Pages are compared, so a page
+/// table that repeats another's ids shares them.
+SharedParts find_shared(const AttentionConfig& config, const AttentionBatch& batch, const kernels::AttendParams& params,
+                        std::size_t index) noexcept;
+
+/// Adds the units of shared parts; the sequences that share them must follow, and then close_shared. May throw
+/// std::bad_alloc.
+void add_shared(Schedule& schedule, const kernels::AttendParams& params, cpu::Target target, SharedParts& shared,
+                const std::int32_t* page_table);
+
+/// Lets the units of shared parts know the merges of the sequences that were added since.
+void close_shared(Schedule& schedule, const SharedParts& shared) noexcept;
+
+/// Adds a sequence's units, behind the parts that it shares; may throw std::bad_alloc.
 void add_sequence(Schedule& schedule, const kernels::AttendParams& params, cpu::Target target,
-                  const SequenceView& sequence, const std::int32_t* page_table);
+                  const SequenceView& sequence, const std::int32_t* page_table, const SharedParts& shared);
 
 /// Puts the most expensive units first and computes the totals.
-void finish(Schedule& schedule, const kernels::AttendParams& params);
+void finish(Schedule& schedule);
 
 }  // namespace pagedkv::attention

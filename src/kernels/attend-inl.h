@@ -154,7 +154,7 @@ class Attention {
     const std::size_t keys = static_cast<std::size_t>(block.last - block.first);
     const std::size_t key_vectors = (keys + kLanes - 1) / kLanes;
     const std::size_t transposed = key_vectors * params_.head_dim * size_of(params_.kv_dtype) / (4 * kTileUnits);
-    const std::size_t tiles = (rows + kMaxTileRows - 1) / kMaxTileRows;
+    const std::size_t tiles = is_few(rows) ? 1 : (rows + kMaxTileRows - 1) / kMaxTileRows;
     const std::size_t panel = tile_panel(rows / tiles);
     const std::size_t weighed = tiles * ((params_.v_head_dim + panel - 1) / panel) * keys / kStepLength;
     if (is_few(rows)) return transposed + weighed;
@@ -177,7 +177,7 @@ class Attention {
         const std::size_t rows = next_tile(end - at);
         const float* const q = q_ + at * dim_count + dim;
         float* const scores = scores_ + at * kBlockKeys;
-        with_rows(rows, [&](auto count) HWY_ATTR {
+        with_rows<kMaxTileRows>(rows, [&](auto count) HWY_ATTR {
           score_rows<count()>(q, dim_count, slab_, dims, keys, scores, dim != 0, prefetcher);
         });
         at += rows;
@@ -192,7 +192,7 @@ class Attention {
     if (is_few(end - begin) && dim_count % kLanes == 0) {
       for (std::size_t at = begin; at < end;) {
         const Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
-        const std::size_t rows = same_keys(block, keys, at, end);
+        const std::size_t rows = same_keys(block, keys, at, end - at);
         stored_.weigh_few(block, keys, dim_count, scores_ + at * kBlockKeys, decay_ + at, rows,
                           out_ + at * layout_.out_stride, layout_.out_stride, prefetcher);
         at += rows;
@@ -204,8 +204,8 @@ class Attention {
       stored_.pack_values(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
         const Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
-        const std::size_t rows = same_keys(block, keys, at, end);
-        with_rows(rows, [&](auto count) HWY_ATTR {
+        const std::size_t rows = same_keys(block, keys, at, next_tile(end - at));
+        with_rows<kMaxTileRows>(rows, [&](auto count) HWY_ATTR {
           value_rows<count()>(scores_ + at * kBlockKeys, keys, slab_, dims, decay_ + at,
                               out_ + at * layout_.out_stride + dim, layout_.out_stride, prefetcher);
         });
@@ -214,9 +214,8 @@ class Attention {
     }
   }
 
-  // How many rows from `at` on see exactly `keys`, at most a tile.
-  std::size_t same_keys(const Block& block, Span keys, std::size_t at, std::size_t end) const {
-    std::size_t rows = next_tile(end - at);
+  // How many of the `rows` rows from `at` on see exactly `keys`.
+  std::size_t same_keys(const Block& block, Span keys, std::size_t at, std::size_t rows) const {
     for (;; --rows) {
       const Span last = visible(block, static_cast<std::int32_t>((at + rows - 1) / params_.group));
       if (rows == 1 || (last.first == keys.first && last.last == keys.last)) return rows;

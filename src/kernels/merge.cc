@@ -24,23 +24,27 @@ void merge_row(float* out_a, float* lse_a, const float* out_b, float lse_b, std:
   *lse_a = largest + std::log(sum);
 }
 
-void merge_parts(const AttendParams& params, std::uint32_t kv_head, std::int64_t first_row, std::int32_t num_rows,
-                 std::int32_t num_parts, std::size_t part_rows, float* out, float* lse) noexcept {
-  const std::size_t dim = params.v_head_dim;
+void merge_rows(float* out_a, float* lse_a, const float* out_b, const float* lse_b, std::size_t count,
+                std::size_t dim) noexcept {
+  for (std::size_t i = 0; i < count; ++i) merge_row(out_a + i * dim, lse_a + i, out_b + i * dim, lse_b[i], dim);
+}
+
+void store_rows(const AttendParams& params, std::uint32_t kv_head, std::int64_t first_row, std::int32_t num_rows,
+                const float* out, const float* lse) noexcept {
+  const std::size_t count = std::size_t{params.group} * params.v_head_dim;
   for (std::int32_t row = 0; row < num_rows; ++row) {
-    for (std::uint32_t g = 0; g < params.group; ++g) {
-      const std::size_t at = static_cast<std::size_t>(row) * params.group + g;
-      float* const row_out = out + at * dim;
-      for (std::int32_t part = 1; part < num_parts; ++part) {
-        const std::size_t other = static_cast<std::size_t>(part) * part_rows + at;
-        merge_row(row_out, lse + at, out + other * dim, lse[other], dim);
+    const std::size_t head =
+        static_cast<std::size_t>(first_row + row) * params.num_q_heads + std::size_t{kv_head} * params.group;
+    const std::size_t to = head * params.v_head_dim, from = static_cast<std::size_t>(row) * count;
+    if (params.out_dtype == DType::f32) {
+      std::copy_n(out + from, count, static_cast<float*>(params.out) + to);
+    } else {
+      for (std::size_t i = 0; i < count; ++i) {
+        format::store_element(params.out, to + i, params.out_dtype, out[from + i]);
       }
-      const std::size_t index =
-          static_cast<std::size_t>(first_row + row) * params.num_q_heads + std::size_t{kv_head} * params.group + g;
-      for (std::size_t i = 0; i < dim; ++i)
-        format::store_element(params.out, index * dim + i, params.out_dtype, row_out[i]);
-      if (params.lse != nullptr) params.lse[index] = lse[at];
     }
+    if (params.lse == nullptr) continue;
+    std::copy_n(lse + static_cast<std::size_t>(row) * params.group, params.group, params.lse + head);
   }
 }
 

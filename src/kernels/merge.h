@@ -13,11 +13,13 @@ namespace pagedkv::kernels {
 /// Merges state b of one row into state a. out [dim], lse natural logarithm; an empty state has lse = -inf.
 void merge_row(float* out_a, float* lse_a, const float* out_b, float lse_b, std::size_t dim) noexcept;
 
-/// Merges the parts of one (sequence, kv head) in order into the rows of params.out and params.lse.
-///
-/// Shape: part p at out + p * part_rows * v_head_dim and lse + p * part_rows, each [num_rows][group]; part 0 is
-///        overwritten.
-void merge_parts(const AttendParams& params, std::uint32_t kv_head, std::int64_t first_row, std::int32_t num_rows,
-                 std::int32_t num_parts, std::size_t part_rows, float* out, float* lse) noexcept;
+/// Merges `count` states of the next keys into states of the keys before. out [count][dim], lse [count].
+void merge_rows(float* out_a, float* lse_a, const float* out_b, const float* lse_b, std::size_t count,
+                std::size_t dim) noexcept;
+
+/// Writes states of one kv head, out [num_rows][group][v_head_dim] and lse [num_rows][group], to the rows of params.out
+/// and params.lse.
+void store_rows(const AttendParams& params, std::uint32_t kv_head, std::int64_t first_row, std::int32_t num_rows,
+                const float* out, const float* lse) noexcept;
 
 }  // namespace pagedkv::kernels

@@ -204,7 +204,7 @@ HWY_INLINE void score_few(const Block& block, std::size_t dims, const float* q, 
                           Prefetcher& prefetcher) {
   const std::size_t last = static_cast<std::size_t>(block.last);
   std::size_t key = static_cast<std::size_t>(block.first) / kLanes * kLanes;
-  with_rows(rows, [&](auto count) HWY_ATTR {
+  with_rows<kFewRows>(rows, [&](auto count) HWY_ATTR {
     // Chains of dependent sums run side by side: two at least for each query row, four for one or two.
     constexpr std::size_t kGroups = count() <= 2 ? 4 : 2;
     for (; key + (kGroups - 1) * kLanes < last && key + kGroups * kLanes <= kBlockKeys; key += kGroups * kLanes) {
@@ -222,7 +222,7 @@ template <class Codec>
 HWY_INLINE void weigh_few(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
                           std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) {
   using Stored = typename Codec::Stored;
-  with_rows(rows, [&](auto count) HWY_ATTR {
+  with_rows<kFewRows>(rows, [&](auto count) HWY_ATTR {
     constexpr std::size_t kVectors = tile_vectors<count()>();
     const auto load_from = [&block](std::size_t dim) HWY_ATTR {
       return [v_rows = block.v, dim](std::size_t key, std::size_t v)

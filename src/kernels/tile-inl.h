@@ -35,17 +35,18 @@ constexpr std::size_t kStepLength = 4;  // dims or keys of a tile from one step 
 // Vectors of a tile with that many rows: as many accumulators as registers allow, and enough to hide FMA latency.
 template <std::size_t kRows>
 constexpr std::size_t tile_vectors() {
-  if (kManyRegisters) return kLanes == 16 || kRows > 3 ? 4 : 8;
+  if (kManyRegisters) return kRows > 6 ? 2 : kLanes == 16 || kRows > 3 ? 4 : 8;
   return kRows == 1 ? 8 : kRows <= 3 ? 4 : 2;
 }
 
 // Most rows whose products read rows as they are stored; more spill registers or convert too often.
-constexpr std::size_t kFewRows = kManyRegisters ? 6 : 4;
+constexpr std::size_t kFewRows = kManyRegisters ? 8 : 4;
 
 // Elements across a tile of that many rows.
 HWY_INLINE std::size_t tile_panel(std::size_t rows) {
-  const std::size_t vectors[] = {tile_vectors<1>(), tile_vectors<2>(), tile_vectors<3>(), tile_vectors<4>()};
-  return vectors[std::min<std::size_t>(std::max<std::size_t>(rows, 1), 4) - 1] * kLanes;
+  constexpr std::size_t kVectors[] = {tile_vectors<1>(), tile_vectors<2>(), tile_vectors<3>(), tile_vectors<4>(),
+                                      tile_vectors<5>(), tile_vectors<6>(), tile_vectors<7>(), tile_vectors<8>()};
+  return kVectors[std::clamp<std::size_t>(rows, 1, 8) - 1] * kLanes;
 }
 
 // scores[r][key] (+)= sum over dims of q[r][dim] * slab[dim][key], for kVectors vectors of keys.
@@ -162,17 +163,13 @@ HWY_NOINLINE void value_rows(const float* weights, Span keys, const float* slab,
   }
 }
 
-// Calls `body` with the number of rows as a compile-time constant.
-template <class Body>
+// Calls `body` with the number of rows, at most kMax, as a compile-time constant.
+template <std::size_t kMax, class Body>
 HWY_INLINE void with_rows(std::size_t rows, Body body) {
-  switch (rows) {
-    case 1: return body(std::integral_constant<std::size_t, 1>());
-    case 2: return body(std::integral_constant<std::size_t, 2>());
-    case 3: return body(std::integral_constant<std::size_t, 3>());
-    case 4: return body(std::integral_constant<std::size_t, 4>());
-    case 5: return body(std::integral_constant<std::size_t, 5>());
-    default: return body(std::integral_constant<std::size_t, 6>());
+  if constexpr (kMax > 1) {
+    if (rows != kMax) return with_rows<kMax - 1>(rows, body);
   }
+  body(std::integral_constant<std::size_t, kMax>());
 }
 
 // Rows of the next tile when `left` are left: tiles of nearly equal height.

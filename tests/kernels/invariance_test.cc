@@ -57,6 +57,22 @@ TEST_P(Invariance, ToTheRestOfTheBatch) {
   }
 }
 
+TEST_P(Invariance, ToCascadeOnTargetsWithOneArithmetic) {
+  ProblemShape shape = make({{2100, 1}, {2048, 1}, {2500, 3}, {3500, 1}, {1030, 16}, {1024, 1}, {90, 1}});
+  shape.share_pages = true;
+  const Problem plain(shape);
+  shape.config.cascade = true;
+  const Problem cascade(shape);
+  const Outputs want = *plain.reference();
+  for (const char* target : runnable_targets()) {
+    const Outputs once = *plain.run(target), shared = *cascade.run(target);
+    const bool may_differ = std::string_view(target) == "amx" && GetParam() == DType::bf16;
+    EXPECT_TRUE(may_differ || once == shared) << target;
+    EXPECT_EQ(cascade.difference(shared, want, arithmetic_of(target, GetParam())), "") << target;
+    for (const int threads : {1, 3, 7}) EXPECT_TRUE(*cascade.run(target, threads) == shared) << target << threads;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Formats, Invariance, ::testing::Values(DType::f32, DType::f16, DType::bf16),
                          [](const auto& format) { return to_string(format.param); });
 

@@ -39,8 +39,9 @@ struct ProblemShape {
   PageLayout layout = PageLayout::kOurs;
   bool padded_table = false;
   bool sinks = false, alibi = false;
-  unsigned page_order = 1;  // seed of the placement of pages
-  unsigned seed = 1;        // seed of all numbers; numbers do not depend on page size, order or layout
+  bool share_pages = false;  // every sequence begins with the whole pages of the first one
+  unsigned page_order = 1;   // seed of the placement of pages
+  unsigned seed = 1;         // seed of all numbers; numbers do not depend on page size, order or layout
 };
 
 struct Outputs {
@@ -176,12 +177,22 @@ class Problem {
     std::iota(ids.begin(), ids.end(), 0);
     if (shape_.page_order != 0) std::shuffle(ids.begin(), ids.end(), std::mt19937(shape_.page_order));
     kv_indices_.assign(ids.begin(), ids.begin() + kv_indptr_.back());
+    if (shape_.share_pages) share_whole_pages();
     // Entries past a sequence's end are garbage that must stay unread.
     block_table_.assign(shape_.sequences.size() * static_cast<std::size_t>(table_stride_),
                         std::numeric_limits<std::int32_t>::min());
     for (std::size_t i = 0; i < shape_.sequences.size(); ++i) {
       std::copy(kv_indices_.begin() + kv_indptr_[i], kv_indices_.begin() + kv_indptr_[i + 1],
                 block_table_.begin() + static_cast<std::ptrdiff_t>(i) * table_stride_);
+    }
+  }
+
+  // Whole pages of the first sequence become those of all others.
+  void share_whole_pages() {
+    const auto page_size = static_cast<std::int32_t>(config_.page_size);
+    for (std::size_t i = 1; i < shape_.sequences.size(); ++i) {
+      const std::int32_t whole = std::min(shape_.sequences[0].kv_len, shape_.sequences[i].kv_len) / page_size;
+      std::copy_n(kv_indices_.begin(), whole, kv_indices_.begin() + kv_indptr_[i]);
     }
   }
 

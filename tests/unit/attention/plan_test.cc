@@ -171,6 +171,49 @@ TEST_F(Plan, LivesInAWorkspaceOfExactlyTheBytesItAsksFor) {
   EXPECT_FLOAT_EQ(out[0], 0.5F);
 }
 
+TEST_F(Plan, ExtendedStepByStepGivesWhatNewPlansGive) {
+  // Two sequences grow through page and part boundaries; the rows of the second see two new tokens a step.
+  const std::int64_t row = 32, head = 2 * 4 * row, page = 2 * head;
+  std::vector<float> many(600 * 2 * 2 * 4 * 8);
+  for (std::size_t i = 0; i < many.size(); ++i) many[i] = static_cast<float>(i * 2654435761U % 1000) * 0.002F - 1;
+  const KvView pool = {many.data(), many.data() + 32, page, head, row, page, head, row, 600};
+  std::vector<std::int32_t> table(600), lens = {1000, 30};
+  for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i * 7 % 600);
+  const auto now = [&]() -> AttentionBatch {
+    return {.qo_indptr = qo_indptr, .block_table = table, .block_table_stride = 300, .seq_lens = lens};
+  };
+  AttentionPlan plan = AttentionPlan::create(config, now()).value();
+  for (int step = 0; step < 60; ++step) {
+    lens[0] += 1;
+    lens[1] += step == 20 ? 200 : 2;  // more pages at once than the plan keeps room for
+    ASSERT_TRUE(plan.extend(now()).has_value());
+    const AttentionPlan fresh = AttentionPlan::create(config, now()).value();
+    std::vector<float> want(out.size()), want_lse(lse.size());
+    ASSERT_TRUE(plan.run(pool, q, out, lse).has_value());
+    ASSERT_TRUE(fresh.run(pool, q, want, want_lse).has_value());
+    ASSERT_EQ(out, want) << step;
+    ASSERT_EQ(lse, want_lse) << step;
+    EXPECT_EQ(plan.kv_bytes(), fresh.kv_bytes());
+  }
+}
+
+TEST_F(Plan, ExtendRefusesOtherBatchesAndStaysAsItWas) {
+  AttentionPlan plan = AttentionPlan::create(config, batch()).value();
+  const std::vector<std::int32_t> other_rows = {0, 2, 3}, one = {0, 1}, fewer = {0, 1, 2}, full = {4, 3};
+  AttentionBatch bad = batch();
+  bad.qo_indptr = other_rows;
+  EXPECT_EQ(plan.extend(bad).error(), Errc::kInvalidArgument);
+  bad = batch();
+  bad.kv_indptr = fewer;
+  bad.kv_last_page_len = full;
+  EXPECT_EQ(plan.extend(bad).error(), Errc::kInvalidArgument);
+  bad = batch();
+  bad.kv_indptr = one;
+  EXPECT_EQ(plan.extend(bad).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(plan.kv_bytes(), (5U + 3U) * 2 * 16 * 4);
+  EXPECT_TRUE(plan.run(view(), q, out, lse).has_value());
+}
+
 TEST_F(Plan, OfAnEmptyBatchRuns) {
   const std::vector<std::int32_t> zero = {0};
   const auto plan = AttentionPlan::create(config, {.qo_indptr = zero, .kv_indptr = zero});
