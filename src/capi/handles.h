@@ -1,0 +1,81 @@
+// The table of each kind of object, and how a C function uses it.
+//
+// Layer: capi.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <utility>
+
+#include "capi/handle_table.h"
+#include "pagedkv/attention.h"
+#include "pagedkv/c/pagedkv.h"
+#include "pagedkv/dense_cache.h"
+#include "pagedkv/interleaved_cache.h"
+#include "pagedkv/kv_cache.h"
+#include "pagedkv/page_pool.h"
+#include "pagedkv/result.h"
+#include "pagedkv/sequence.h"
+
+namespace pagedkv::capi {
+
+using CacheTable = HandleTable<KvCache, Kind::kCache, Access::kShared>;
+using SequenceTable = HandleTable<Sequence, Kind::kSequence, Access::kExclusive>;
+using StepTable = HandleTable<Step, Kind::kStep, Access::kExclusive>;
+using PoolTable = HandleTable<PagePool, Kind::kPool, Access::kShared>;
+using StoreTable = HandleTable<SequenceStore, Kind::kStore, Access::kShared>;
+using PlanTable = HandleTable<AttentionPlan, Kind::kPlan, Access::kExclusive>;
+using DenseTable = HandleTable<DenseCache, Kind::kDense, Access::kExclusive>;
+using InterleavedTable = HandleTable<InterleavedCache, Kind::kInterleaved, Access::kExclusive>;
+
+/// The one table of a kind. Never destroyed: threads may still be in calls when the process ends.
+template <class Table>
+Table& table() noexcept {
+  alignas(Table) static std::byte storage[sizeof(Table)];
+  static Table* const the_table = ::new (static_cast<void*>(storage)) Table;
+  return *the_table;
+}
+
+/// Remembers an error for pagedkv_last_error of this thread, and returns its code.
+pagedkv_status report(Error error) noexcept;
+inline pagedkv_status report(const Result<void>& result) noexcept {
+  return result ? PAGEDKV_OK : report(result.error());
+}
+
+inline constexpr Error kNullArgument{Errc::kInvalidArgument, "a required pointer is NULL"};
+
+/// Calls `function` with the object of a handle. It returns a Result<void>.
+template <class Table, class Function>
+pagedkv_status with(std::uint64_t handle, Function&& function) noexcept {
+  auto use = table<Table>().use(handle);
+  if (!use) return report(use.error());
+  return report(function(**use));
+}
+
+/// Writes one number that `function` gets from the object of a handle.
+template <class Table, class Out, class Function>
+pagedkv_status ask(std::uint64_t handle, Out* out, Function&& function) noexcept {
+  if (out == nullptr) return report(kNullArgument);
+  return with<Table>(handle, [&](auto& object) -> Result<void> {
+    *out = static_cast<Out>(function(object));
+    return {};
+  });
+}
+
+/// Stores a new object and writes its handle, or reports why there is none.
+template <class Table, class T>
+pagedkv_status give(Result<T>&& made, std::uint64_t* handle) noexcept {
+  if (!made) return report(made.error());
+  const Result<std::uint64_t> inserted = table<Table>().insert(std::move(*made));
+  if (!inserted) return report(inserted.error());
+  *handle = *inserted;
+  return PAGEDKV_OK;
+}
+
+template <class Table>
+pagedkv_status close(std::uint64_t handle) noexcept {
+  return report(table<Table>().close(handle));
+}
+
+}  // namespace pagedkv::capi

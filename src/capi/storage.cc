@@ -1,0 +1,159 @@
+// The C functions of PagePool and SequenceStore.
+#include <algorithm>
+#include <new>
+#include <vector>
+
+#include "capi/convert.h"
+#include "capi/handles.h"
+
+using namespace pagedkv;
+using namespace pagedkv::capi;
+
+namespace {
+
+/// Page ids as the C++ interface takes them. Throws std::bad_alloc.
+std::vector<PageId> ids_of(std::span<const std::int32_t> pages) {
+  std::vector<PageId> ids(pages.size());
+  std::transform(pages.begin(), pages.end(), ids.begin(), [](std::int32_t page) { return PageId{page}; });
+  return ids;
+}
+
+constexpr Error kNoMemory{Errc::kOutOfMemory, "no memory for the arguments of the call"};
+
+}  // namespace
+
+// Pools ---------------------------------------------------------------------------------------------------------------
+
+pagedkv_status pagedkv_pool_create(const pagedkv_pool_options* options, pagedkv_pool* pool) {
+  if (pool == nullptr) return report(kNullArgument);
+  const Result<pagedkv_pool_options> known = read_sized(options);
+  if (!known) return report(known.error());
+  return give<PoolTable>(
+      PagePool::create({.page_bytes = known->page_bytes,
+                        .capacity_pages = known->capacity_pages,
+                        .max_capacity_pages = known->max_capacity_pages,
+                        .watermark_pages = known->watermark_pages,
+                        .huge_pages = known->no_huge_pages != 0 ? HugePages::kNever : HugePages::kTransparent}),
+      pool);
+}
+
+pagedkv_status pagedkv_pool_close(pagedkv_pool pool) { return capi::close<PoolTable>(pool); }
+
+pagedkv_status pagedkv_pool_allocate(pagedkv_pool pool, int32_t* pages, size_t num_pages) {
+  return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
+    try {
+      const Result<std::span<std::int32_t>> out = span_of(pages, num_pages);
+      if (!out) return out.error();
+      if (num_pages > object.capacity_pages()) {
+        return Error{Errc::kOutOfPages, "more pages were asked for than the pool has"};
+      }
+      std::vector<PageId> ids(num_pages);
+      if (Result<void> done = object.allocate(ids); !done) return done;
+      std::transform(ids.begin(), ids.end(), out->begin(), [](PageId id) { return to_index(id); });
+      return {};
+    } catch (const std::bad_alloc&) {
+      return kNoMemory;
+    }
+  });
+}
+
+pagedkv_status pagedkv_pool_retain(pagedkv_pool pool, const int32_t* pages, size_t num_pages) {
+  return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
+    try {
+      const Result<std::span<const std::int32_t>> given = span_of(pages, num_pages);
+      return given ? object.retain(ids_of(*given)) : given.error();
+    } catch (const std::bad_alloc&) {
+      return kNoMemory;
+    }
+  });
+}
+
+pagedkv_status pagedkv_pool_release(pagedkv_pool pool, const int32_t* pages, size_t num_pages) {
+  return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
+    try {
+      const Result<std::span<const std::int32_t>> given = span_of(pages, num_pages);
+      return given ? object.release(ids_of(*given)) : given.error();
+    } catch (const std::bad_alloc&) {
+      return kNoMemory;
+    }
+  });
+}
+
+pagedkv_status pagedkv_pool_ref_count(pagedkv_pool pool, int32_t page, uint32_t* references) {
+  return ask<PoolTable>(pool, references, [&](PagePool& object) { return object.ref_count(PageId{page}); });
+}
+pagedkv_status pagedkv_pool_available(pagedkv_pool pool, uint64_t* pages) {
+  return ask<PoolTable>(pool, pages, [](PagePool& object) { return object.available_pages(); });
+}
+pagedkv_status pagedkv_pool_can_allocate(pagedkv_pool pool, uint64_t num_pages, int32_t* fits) {
+  return ask<PoolTable>(pool, fits, [&](PagePool& object) { return object.can_allocate(num_pages); });
+}
+
+pagedkv_status pagedkv_pool_page_data(pagedkv_pool pool, int32_t page, void** data) {
+  if (data == nullptr) return report(kNullArgument);
+  return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
+    std::byte* const bytes = object.page_data(PageId{page});
+    if (bytes == nullptr) return Error{Errc::kInvalidArgument, "a page id is out of range"};
+    *data = bytes;
+    return {};
+  });
+}
+
+pagedkv_status pagedkv_pool_get_stats(pagedkv_pool pool, pagedkv_pool_stats* stats) {
+  return with<PoolTable>(pool, [&](PagePool& object) { return write_sized(stats_of(object.stats()), stats); });
+}
+
+pagedkv_status pagedkv_pool_trim(pagedkv_pool pool, uint64_t* given_bytes) {
+  return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
+    const Result<std::uint64_t> given = object.trim();
+    if (!given) return given.error();
+    if (given_bytes != nullptr) *given_bytes = *given;
+    return {};
+  });
+}
+
+pagedkv_status pagedkv_pool_set_capacity(pagedkv_pool pool, uint64_t num_pages) {
+  return with<PoolTable>(pool, [&](PagePool& object) { return object.set_capacity(num_pages); });
+}
+
+// Stores --------------------------------------------------------------------------------------------------------------
+
+pagedkv_status pagedkv_store_create(pagedkv_pool pool, uint32_t page_size, const uint32_t* windows, size_t num_groups,
+                                    pagedkv_store* store) {
+  if (store == nullptr) return report(kNullArgument);
+  return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
+    try {
+      const Result<std::span<const std::uint32_t>> given = span_of(windows, num_groups);
+      if (!given) return given.error();
+      if (num_groups > kMaxLayerGroups) return Error{Errc::kInvalidArgument, "more than 64 layer groups"};
+      std::vector<LayerGroup> groups;
+      for (const std::uint32_t window : *given) groups.push_back({.window_left = window_left_of(window)});
+      Result<SequenceStore> made = SequenceStore::create(object, page_size, groups);
+      if (!made) return made.error();
+      const Result<std::uint64_t> handle = table<StoreTable>().insert(std::move(*made));
+      if (!handle) return handle.error();
+      *store = *handle;
+      return {};
+    } catch (const std::bad_alloc&) {
+      return kNoMemory;
+    }
+  });
+}
+
+pagedkv_status pagedkv_store_close(pagedkv_store store) { return capi::close<StoreTable>(store); }
+
+pagedkv_status pagedkv_store_open(pagedkv_store store, pagedkv_sequence* sequence) {
+  if (sequence == nullptr) return report(kNullArgument);
+  return with<StoreTable>(store, [&](SequenceStore& object) -> Result<void> {
+    Result<Sequence> opened = object.open();
+    if (!opened) return opened.error();
+    const Result<std::uint64_t> handle = table<SequenceTable>().insert(std::move(*opened));
+    if (!handle) return handle.error();
+    *sequence = *handle;
+    return {};
+  });
+}
+
+pagedkv_status pagedkv_store_open_sequences(pagedkv_store store, uint64_t* num_sequences) {
+  return ask<StoreTable>(store, num_sequences, [](SequenceStore& object) { return object.open_sequences(); });
+}
