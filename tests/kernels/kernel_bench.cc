@@ -127,7 +127,7 @@ double median(std::vector<double> v) {
 }
 
 __attribute__((target("avx512f"))) std::uint64_t read_all(const std::byte* from, std::size_t bytes) {
-  typedef std::uint64_t Vector __attribute__((vector_size(64)));
+  using Vector = std::uint64_t __attribute__((vector_size(64)));
   Vector a{}, b{}, c{}, d{};
   for (std::size_t i = 0; i < bytes; i += 256) {
     const auto* p = reinterpret_cast<const Vector*>(from + i);

@@ -13,7 +13,7 @@
 namespace pagedkv::testing {
 
 inline constexpr double kLambda = 6;
-inline constexpr double kRound32 = 0x1p-24, kRound16 = 0x1p-11, kRoundBf16 = 0x1p-9;  // unit roundoffs
+inline constexpr double kRound32 = 0x1p-24, kRound16 = 0x1p-11, kRoundBf16 = 0x1p-8;  // unit roundoffs
 
 /// What an arithmetic rounds besides f32 sums.
 struct Arithmetic {
