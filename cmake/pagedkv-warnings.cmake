@@ -7,7 +7,8 @@ function(pagedkv_target_defaults target)
     ${target} PRIVATE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wnon-virtual-dtor
                       -Wold-style-cast -Wcast-qual -Woverloaded-virtual -Wundef $<$<BOOL:${PROJECT_IS_TOP_LEVEL}>:-Werror>)
   if(PAGEDKV_SANITIZE)
-    target_compile_options(${target} PUBLIC -fsanitize=${PAGEDKV_SANITIZE} -fno-omit-frame-pointer)
+    target_compile_options(${target} PUBLIC -fsanitize=${PAGEDKV_SANITIZE} -fno-sanitize-recover=all
+                                             -fno-omit-frame-pointer)
     target_link_options(${target} PUBLIC -fsanitize=${PAGEDKV_SANITIZE})
   endif()
 endfunction()

@@ -204,6 +204,27 @@ std::vector<ChatMessage> read_messages(const Json& list) {
   return messages;
 }
 
+/// Tokens to generate: what was asked for (-1 = nothing), a chat's default being all that fits. Refuses what does not
+/// fit.
+std::uint32_t completion_tokens(std::size_t prompt_tokens, std::int64_t asked, bool is_chat, const ApiLimits& limits) {
+  const std::uint64_t room = limits.max_positions > prompt_tokens ? limits.max_positions - prompt_tokens : 0;
+  const std::int64_t fallback = is_chat ? static_cast<std::int64_t>(room) : limits.default_max_tokens;
+  const std::int64_t wanted = asked > 0
+                                  ? asked
+                                  : std::min<std::int64_t>(std::max<std::int64_t>(fallback, 1),
+                                                           static_cast<std::int64_t>(std::max<std::uint64_t>(room, 1)));
+  if (room == 0 || static_cast<std::uint64_t>(wanted) > room) {
+    throw ApiError(400, "invalid_request_error",
+                   "This model's maximum context length is " + std::to_string(limits.max_positions) +
+                       " tokens. However, you requested " +
+                       std::to_string(prompt_tokens + static_cast<std::uint64_t>(wanted)) + " tokens (" +
+                       std::to_string(prompt_tokens) + " in the prompt, " + std::to_string(wanted) +
+                       " in the completion).",
+                   "context_length_exceeded", is_chat ? "messages" : "prompt");
+  }
+  return static_cast<std::uint32_t>(wanted);
+}
+
 }  // namespace
 
 ApiCall read_call(const std::string& body, bool is_chat, const ApiLimits& limits, const Tokenizer& tokenizer) {
@@ -257,25 +278,11 @@ ApiCall read_call(const std::string& body, bool is_chat, const ApiLimits& limits
   const bool echo = !is_chat && members.boolean("echo", false);
   for (std::vector<Token>& prompt : prompts) {
     if (prompt.empty()) throw invalid_request("A prompt has no tokens.", "prompt");
-    const std::uint64_t room = limits.max_positions > prompt.size() ? limits.max_positions - prompt.size() : 0;
-    const std::int64_t fallback = is_chat ? static_cast<std::int64_t>(room) : limits.default_max_tokens;
-    const std::int64_t wanted =
-        asked > 0 ? asked
-                  : std::min<std::int64_t>(std::max<std::int64_t>(fallback, 1),
-                                           static_cast<std::int64_t>(std::max<std::uint64_t>(room, 1)));
-    if (room == 0 || static_cast<std::uint64_t>(wanted) > room) {
-      throw ApiError(400, "invalid_request_error",
-                     "This model's maximum context length is " + std::to_string(limits.max_positions) +
-                         " tokens. However, you requested " +
-                         std::to_string(prompt.size() + static_cast<std::uint64_t>(wanted)) + " tokens (" +
-                         std::to_string(prompt.size()) + " in the prompt, " + std::to_string(wanted) +
-                         " in the completion).",
-                     "context_length_exceeded", is_chat ? "messages" : "prompt");
-    }
+    const std::uint32_t wanted = completion_tokens(prompt.size(), asked, is_chat, limits);
     call.echoed.push_back(echo ? tokenizer.decode(prompt) : std::string());
     Request request = base;
     request.prompt = std::move(prompt);
-    request.max_tokens = static_cast<std::uint32_t>(wanted);
+    request.max_tokens = wanted;
     call.requests.push_back(std::move(request));
   }
   return call;
