@@ -5,6 +5,7 @@
 #include <new>
 #include <utility>
 
+#include "core/align.h"
 #include "core/check.h"
 
 namespace pagedkv::prefix {
@@ -24,35 +25,47 @@ std::size_t first_bit(const std::array<std::uint64_t, 2>& bits) noexcept {
 }  // namespace
 
 Result<void> EvictionOrder::attach(std::shared_ptr<EvictionPolicy> policy, memory::OsMemory& os,
-                                   std::uint64_t num_pages, memory::PageArray<Entry>& entries,
-                                   std::uint64_t (*clock)() noexcept) noexcept {
+                                   std::uint64_t num_pages, std::uint64_t (*clock)() noexcept) noexcept {
+  auto standings = memory::PageArray<Standing>::create(os, num_pages);
+  if (!standings) return standings.error();
   auto waiting = memory::PageArray<Waiting>::create(os, num_pages);
   if (!waiting) return waiting.error();
   Result<void> attached = policy->attach(num_pages);
   if (!attached) return attached;
   policy_ = std::move(policy);
+  standings_ = std::move(*standings);
   waiting_ = std::move(*waiting);
-  entries_ = &entries;
   now_ms_ = clock;
   return {};
 }
 
+void EvictionOrder::set_priority(PageId page, std::uint32_t priority, std::uint64_t duration_ms) noexcept {
+  PAGEDKV_ASSERT(standing(page).place == Place::kNowhere && priority <= kMaxRetentionPriority);
+  standing(page).priority = static_cast<std::uint8_t>(priority);
+  std::uint64_t& expires_ms = waiting_[to_index(page)].expires_ms;
+  if (duration_ms == 0 || !checked_add(now_ms_(), duration_ms, expires_ms)) expires_ms = 0;
+}
+
 void EvictionOrder::insert(PageId page) noexcept {
-  const Entry& e = entry(page);
-  PAGEDKV_ASSERT(e.place == Place::kNowhere);
-  const bool is_special = e.priority != kDefaultRetentionPriority;
-  if (!is_special || (e.expires_ms != 0 && e.expires_ms <= now_ms_())) [[likely]] {
+  const Standing now = standing(page);
+  PAGEDKV_ASSERT(now.place == Place::kNowhere);
+  if (now.priority == kDefaultRetentionPriority) [[likely]] {
     enter_policy(page);
     return;
   }
-  push(classes_[e.priority], page, Place::kClass);
-  set_bit(occupied_, e.priority);
-  if (e.expires_ms != 0) expiring_.insert(waiting_[to_index(page)]);
+  const std::uint64_t expires_ms = waiting_[to_index(page)].expires_ms;
+  if (expires_ms != 0 && expires_ms <= now_ms_()) {
+    enter_policy(page);
+    return;
+  }
+  push(classes_[now.priority], page, Place::kClass);
+  set_bit(occupied_, now.priority);
+  if (expires_ms != 0) expiring_.insert(waiting_[to_index(page)]);
 }
 
 void EvictionOrder::withdraw(PageId page) noexcept {
   Waiting& waiting = waiting_[to_index(page)];
-  switch (entry(page).place) {
+  switch (standing(page).place) {
     case Place::kNowhere: return;
     case Place::kPolicy:
       policy_->on_withdrawn(page);
@@ -62,7 +75,7 @@ void EvictionOrder::withdraw(PageId page) noexcept {
     case Place::kParked: parked_.erase(parked_.iterator_to(waiting)); break;
     case Place::kReady: ready_.erase(ready_.iterator_to(waiting)); break;
   }
-  entry(page).place = Place::kNowhere;
+  standing(page).place = Place::kNowhere;
 }
 
 PageId EvictionOrder::choose() noexcept {
@@ -72,9 +85,9 @@ PageId EvictionOrder::choose() noexcept {
   if (lowest < kDefaultRetentionPriority) return pop_front(classes_[lowest]);
   if (num_in_policy_ > 0) {
     const PageId page = policy_->choose();
-    PAGEDKV_ASSERT(entry(page).place == Place::kPolicy);
+    PAGEDKV_ASSERT(standing(page).place == Place::kPolicy);
     --num_in_policy_;
-    entry(page).place = Place::kNowhere;
+    standing(page).place = Place::kNowhere;
     return page;
   }
   return lowest < kNumClasses ? pop_front(classes_[lowest]) : kNullPage;
@@ -83,17 +96,18 @@ PageId EvictionOrder::choose() noexcept {
 void EvictionOrder::park(PageId page) noexcept { push(parked_, page, Place::kParked); }
 
 void EvictionOrder::unpark(PageId page) noexcept {
-  PAGEDKV_ASSERT(entry(page).place == Place::kParked);
+  PAGEDKV_ASSERT(standing(page).place == Place::kParked);
   withdraw(page);
   push(ready_, page, Place::kReady);
 }
 
 void EvictionOrder::push(WaitingList& list, PageId page, Place place) noexcept {
+  const std::uint64_t expires_ms = waiting_[to_index(page)].expires_ms;
   Waiting& waiting = *::new (&waiting_[to_index(page)]) Waiting();
-  waiting.expires_ms = entry(page).expires_ms;
+  waiting.expires_ms = expires_ms;
   waiting.page = page;
   list.push_back(waiting);
-  entry(page).place = place;
+  standing(page).place = place;
 }
 
 void EvictionOrder::demote_expired() noexcept {
@@ -108,14 +122,14 @@ void EvictionOrder::demote_expired() noexcept {
 void EvictionOrder::enter_policy(PageId page) noexcept {
   policy_->on_evictable(page);
   ++num_in_policy_;
-  entry(page).place = Place::kPolicy;
+  standing(page).place = Place::kPolicy;
 }
 
 void EvictionOrder::leave_class(PageId page) noexcept {
   Waiting& waiting = waiting_[to_index(page)];
-  WaitingList& list = classes_[entry(page).priority];
+  WaitingList& list = classes_[standing(page).priority];
   list.erase(list.iterator_to(waiting));
-  if (list.empty()) clear_bit(occupied_, entry(page).priority);
+  if (list.empty()) clear_bit(occupied_, standing(page).priority);
   if (waiting.expires_ms != 0) expiring_.erase(expiring_.iterator_to(waiting));
 }
 

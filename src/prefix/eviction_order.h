@@ -9,16 +9,30 @@
 
 #include "memory/page_array.h"
 #include "pagedkv/prefix_cache.h"
-#include "prefix/entry.h"
+#include "pagedkv/types.h"
 
 namespace pagedkv::prefix {
+
+/// Where an unreferenced page waits to be taken.
+enum class Place : std::uint8_t {
+  kNowhere,  ///< Referenced, or being taken.
+  kPolicy,   ///< A candidate of the eviction policy.
+  kClass,    ///< In the list of its retention priority.
+  kParked,   ///< Chosen already, but pages that continue it are published.
+  kReady,    ///< Chosen already, and a leaf by now.
+};
 
 /// Under the pool's lock. O(1), but for pages with a retention duration: O(log of their number).
 class EvictionOrder {
  public:
   /// Errors: kOsError, or what the policy says
   Result<void> attach(std::shared_ptr<EvictionPolicy> policy, memory::OsMemory& os, std::uint64_t num_pages,
-                      memory::PageArray<Entry>& entries, std::uint64_t (*clock)() noexcept) noexcept;
+                      std::uint64_t (*clock)() noexcept) noexcept;
+
+  /// A page was published: it is referenced, with the default priority.
+  void add(PageId page) noexcept { standings_[to_index(page)] = {}; }
+  /// Sets the priority of a referenced page, for a time (0 = for ever).
+  void set_priority(PageId page, std::uint32_t priority, std::uint64_t duration_ms) noexcept;
 
   /// A page became evictable.
   void insert(PageId page) noexcept;
@@ -34,18 +48,25 @@ class EvictionOrder {
   [[nodiscard]] PageId any_parked() const noexcept { return parked_.empty() ? kNullPage : parked_.front().page; }
 
   [[nodiscard]] EvictionPolicy& policy() noexcept { return *policy_; }
-  [[nodiscard]] std::uint64_t now_ms() const noexcept { return now_ms_(); }
-  [[nodiscard]] std::uint64_t num_bytes() const noexcept { return waiting_.num_bytes(); }
+  [[nodiscard]] bool is_parked(PageId page) const noexcept {
+    return standings_[to_index(page)].place == Place::kParked;
+  }
+  [[nodiscard]] std::uint64_t num_bytes() const noexcept { return standings_.num_bytes() + waiting_.num_bytes(); }
 
  private:
   static constexpr std::size_t kNumClasses = kMaxRetentionPriority + 1;
   using NormalLink = boost::intrusive::link_mode<boost::intrusive::normal_link>;
 
-  // A page that waits outside the policy. Few pages do, so that this stays out of the entry's cache line.
+  // Two bytes a page, so that references come and go without a miss a page.
+  struct Standing {
+    Place place = Place::kNowhere;
+    std::uint8_t priority = kDefaultRetentionPriority;
+  };
+  // A page with a priority of its own, or one that waits outside the policy.
   struct Waiting {
     boost::intrusive::list_member_hook<NormalLink> list_hook;  // of its class, of the parked or of the ready pages
     boost::intrusive::set_member_hook<NormalLink, boost::intrusive::optimize_size<true>> expiry_hook;
-    std::uint64_t expires_ms = 0;
+    std::uint64_t expires_ms = 0;  // when the priority falls back to the default; 0 = never
     PageId page = kNullPage;
   };
   struct ExpiresEarlier {
@@ -59,7 +80,7 @@ class EvictionOrder {
       Waiting, boost::intrusive::member_hook<Waiting, decltype(Waiting::expiry_hook), &Waiting::expiry_hook>,
       boost::intrusive::compare<ExpiresEarlier>, boost::intrusive::constant_time_size<false>>;
 
-  [[nodiscard]] Entry& entry(PageId page) noexcept { return (*entries_)[to_index(page)]; }
+  [[nodiscard]] Standing& standing(PageId page) noexcept { return standings_[to_index(page)]; }
   void push(WaitingList& list, PageId page, Place place) noexcept;
   void demote_expired() noexcept;
   void enter_policy(PageId page) noexcept;
@@ -67,8 +88,8 @@ class EvictionOrder {
   PageId pop_front(WaitingList& list) noexcept;
 
   std::shared_ptr<EvictionPolicy> policy_;
-  memory::PageArray<Entry>* entries_ = nullptr;
-  memory::PageArray<Waiting> waiting_;  // [num_pages], constructed when a page comes to wait
+  memory::PageArray<Standing> standings_;  // [num_pages]
+  memory::PageArray<Waiting> waiting_;     // [num_pages], constructed when a page comes to wait
   std::uint64_t (*now_ms_)() noexcept = nullptr;
   std::uint64_t num_in_policy_ = 0;
   std::array<WaitingList, kNumClasses> classes_;  // least recently used first; the default class stays empty

@@ -71,7 +71,7 @@ Result<void> PrefixIndex::allocate(const PrefixCacheOptions& options) noexcept {
     if (!lru) return lru.error();
     policy = std::move(*lru);
   }
-  Result<void> attached = order_.attach(std::move(policy), pool_->os(), num_pages, entries_,
+  Result<void> attached = order_.attach(std::move(policy), pool_->os(), num_pages,
                                         options.now_ms != nullptr ? options.now_ms : &steady_now_ms);
   if (!attached) return attached;
   stats_.metadata_bytes =

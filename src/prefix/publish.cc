@@ -84,7 +84,6 @@ void PrefixIndex::insert_locked(const PrefixChain& chain, PageId page, std::uint
   added.hash = hash;
   added.name_space = &name_space;
   added.parent = to_index(chain.last);
-  added.priority = kDefaultRetentionPriority;
   added.next_in_bucket = bucket - 1;
   bucket = to_index(page) + 1;
   added.next_sibling = first;
@@ -95,6 +94,7 @@ void PrefixIndex::insert_locked(const PrefixChain& chain, PageId page, std::uint
   name_space.num_pages.fetch_add(1, std::memory_order_relaxed);
   ++stats_.published_pages;
   pool_->publish_locked(page);
+  order_.add(page);
   order_.policy().on_published({.page = page, .hash = hash, .index = chain.num_pages});
   events_.push(CacheEventKind::kStored, page, hash, chain.num_pages == 0 ? name_space.seed : chain.hash, tokens);
 }
@@ -102,7 +102,7 @@ void PrefixIndex::insert_locked(const PrefixChain& chain, PageId page, std::uint
 // Takes a leaf that is in no order out of the index. The pool unpublishes it.
 void PrefixIndex::remove_locked(PageId page) noexcept {
   Entry& gone = entry(page);
-  PAGEDKV_ASSERT(gone.first_child < 0 && gone.place == Place::kNowhere);
+  PAGEDKV_ASSERT(gone.first_child < 0);
   std::int32_t& bucket = buckets_[static_cast<std::int64_t>(gone.hash & bucket_mask_)];
   if (bucket == to_index(page) + 1) {
     bucket = gone.next_in_bucket + 1;
@@ -122,7 +122,7 @@ void PrefixIndex::remove_locked(PageId page) noexcept {
   if (gone.parent >= 0) {
     Entry& parent = entries_[gone.parent];
     parent_hash = parent.hash;
-    if (parent.first_child < 0 && parent.place == Place::kParked) order_.unpark(PageId{gone.parent});
+    if (parent.first_child < 0 && order_.is_parked(PageId{gone.parent})) order_.unpark(PageId{gone.parent});
   }
   // After this the namespace may be forgotten.
   gone.name_space->num_pages.fetch_sub(1, std::memory_order_release);
@@ -139,13 +139,7 @@ void PrefixIndex::apply_retention_locked(PageId page, std::uint64_t index,
     const bool overlaps = range.begin_token < begin + page_size_ && begin < range.end_token;
     if (overlaps && (chosen == nullptr || range.priority > chosen->priority)) chosen = &range;
   }
-  if (chosen == nullptr) return;
-  entry(page).priority = static_cast<std::uint8_t>(chosen->priority);
-  entry(page).expires_ms = 0;
-  if (chosen->duration_ms != 0 &&
-      __builtin_add_overflow(order_.now_ms(), chosen->duration_ms, &entry(page).expires_ms)) {
-    entry(page).expires_ms = 0;
-  }
+  if (chosen != nullptr) order_.set_priority(page, chosen->priority, chosen->duration_ms);
 }
 
 }  // namespace pagedkv::prefix
