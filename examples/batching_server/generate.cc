@@ -114,7 +114,7 @@ int main(int argc, char** argv) {
   app.add_option("--max-tokens", options.max_tokens, "tokens to generate for each prompt")
       ->check(CLI::Range(1U, 1U << 30));
   app.add_option("--temperature", options.temperature, "0 = greedy")->check(CLI::Range(0.0F, 100.0F));
-  app.add_option("--seed", options.seed, "of the random numbers, and of the random model");
+  app.add_option("--seed", options.seed, "of the random numbers");
   app.add_option("--kv-dtype", options.kv_dtype, "format of the pages")->check(CLI::IsMember({"f32", "f16", "bf16"}));
   app.add_option("--page-size", options.page_size, "tokens a page")->check(CLI::Range(1U, 256U));
   app.add_flag("--ids", options.ids, "print the generated token ids alone, a line a prompt");

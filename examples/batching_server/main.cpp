@@ -127,6 +127,8 @@ Options parse(int argc, char** argv) {
   app.add_option("--model", o.paths.model, "llama2.c checkpoint or Hugging Face folder (default: random weights)");
   app.add_option("--tokenizer", o.paths.tokenizer, "tokenizer.bin or tokenizer.json (default: in the model's folder)");
   app.add_option("--weights", o.weights, "f32 or bf16")->check(CLI::IsMember({"f32", "bf16"}))->capture_default_str();
+  app.add_flag_callback(
+      "--large-random-model", [&o] { o.paths.random_size = DemoSize::kLarge; }, "88 million random weights, not 3");
   app.add_option("--kv-dtype", o.kv_dtype, "f32, f16 or bf16")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}))
       ->capture_default_str();
@@ -149,7 +151,8 @@ Options parse(int argc, char** argv) {
   app.add_option("--max-sequences", s.max_lanes, "sequences that run at once")
       ->check(CLI::Range(1U, 1U << 20))
       ->capture_default_str();
-  app.add_flag("--reserve-max-length", s.reserve_max_length, "for comparison: reserve each sequence's full length");
+  app.add_flag("--reserve-max-length", s.reserve_max_length,
+               "for comparison: reserve the whole context for each sequence");
   app.add_option("--max-requests", o.engine.max_requests, "requests waiting and running; more get 429")
       ->capture_default_str();
   app.add_option("--host", o.http.host, "address to listen on")->capture_default_str();

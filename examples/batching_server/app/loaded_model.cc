@@ -11,7 +11,8 @@ LoadedModel load_model(const ModelPaths& paths) {
   if (paths.model.empty()) {
     loaded.name = "pagedkv-random";
     loaded.tokenizer = paths.tokenizer.empty() ? byte_tokenizer() : open_tokenizer(paths.tokenizer, 0);
-    const auto source = random_weights(demo_config(loaded.tokenizer->vocab_size()), paths.random_seed);
+    const auto source =
+        random_weights(demo_config(loaded.tokenizer->vocab_size(), paths.random_size), paths.random_seed);
     loaded.decoder = std::make_unique<Decoder>(*source, paths.weights);
     return loaded;
   }

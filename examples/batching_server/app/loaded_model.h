@@ -14,6 +14,7 @@ struct ModelPaths {
   std::string tokenizer = {};  ///< tokenizer.bin or tokenizer.json; empty = the one in the model's folder.
   WeightType weights = WeightType::kF32;
   std::uint64_t random_seed = 1;
+  DemoSize random_size = DemoSize::kSmall;
 };
 
 struct LoadedModel {

@@ -140,9 +140,15 @@ void Engine::begin(RequestId id, Request request, Listener listener) {
   const LaneSpec spec{.tenant = owned.request.tenant,
                       .priority = owned.request.priority,
                       .pending_tokens = first.tokens.size(),
-                      .max_total_tokens = first.tokens.size() + owned.request.max_tokens};
+                      .max_total_tokens = longest(owned.request)};
   first.id = scheduler_.add(spec, options_.clock());
   lanes_[first.id] = &first;
+}
+
+// Tokens that a sequence of the request may come to hold; a server that reserves must assume the model's whole context.
+std::uint64_t Engine::longest(const Request& request) const {
+  return options_.scheduler.reserve_max_length ? std::uint64_t{decoder_.config().max_positions}
+                                               : request.prompt.size() + request.max_tokens;
 }
 
 Engine::Lane& Engine::add_lane(Job& job, std::uint32_t choice) {

@@ -128,6 +128,7 @@ class Engine {
   // engine.cc: requests come and go.
   void read_mailbox();
   void begin(RequestId id, Request request, Listener listener);
+  [[nodiscard]] std::uint64_t longest(const Request& request) const;
   Lane& add_lane(Job& job, std::uint32_t choice);
   void retire(Lane& lane);
   void end_choice(Job& job, std::uint32_t choice, FinishReason reason, const char* failure = "");

@@ -34,7 +34,7 @@ void Engine::advance_beams(Job& job) {
     LaneSpec spec{.tenant = job.request.tenant,
                   .priority = job.request.priority,
                   .pending_tokens = lane.tokens.size(),
-                  .max_total_tokens = job.request.prompt.size() + job.request.max_tokens};
+                  .max_total_tokens = longest(job.request)};
     if (lane.sequence.is_open()) {
       spec.computed_tokens = lane.sequence.num_tokens();
       spec.pending_tokens = 1;

@@ -220,7 +220,7 @@ void Engine::begin_choices(Job& job, std::span<const float> logits) {
     LaneSpec spec{.tenant = job.request.tenant,
                   .priority = job.request.priority,
                   .pending_tokens = 0,
-                  .max_total_tokens = lane.tokens.size() + job.request.max_tokens,
+                  .max_total_tokens = longest(job.request),
                   .computed_tokens = first.sequence.num_tokens()};
     if (auto forked = first.sequence.fork()) {
       lane.sequence = std::move(forked).value();

@@ -20,8 +20,7 @@ struct SchedulerOptions {
   std::int32_t window_left = -1;      ///< Sliding window in tokens, as AttentionVariant has it; -1 = none.
   std::uint64_t watermark_pages = 0;  ///< Pages that admission leaves for those that run.
   double aging_seconds = 10;          ///< A waiting sequence gains one level of priority in that time.
-  /// Reserve prompt and output of a sequence at its full length when it is admitted, as servers without pages do.
-  /// For comparison only.
+  /// Reserve `max_total_tokens` when a sequence is admitted, as servers without pages do. For comparison only.
   bool reserve_max_length = false;
 };
 

@@ -4,6 +4,7 @@
 #include <httplib.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -14,8 +15,10 @@
 namespace serving {
 namespace {
 
-constexpr double kLookSeconds = 0.05;  // How long a client can be gone before it is noticed.
-constexpr int kBacklog = 1024;         // httplib's own is 5: a crowd that arrives at once would wait for seconds.
+// A client that has gone is noticed when a token is sent to it. Those that wait for their first are looked at this
+// often, by all connections together 2,000 times a second at most.
+constexpr double kLookSeconds = 0.05, kLookSecondsPerCall = 0.0005;
+constexpr int kBacklog = 1024;  // httplib's own is 5: a crowd that arrives at once would wait for seconds.
 constexpr const char* kJsonType = "application/json";
 
 void answer(httplib::Response& response, const ApiError& error) {
@@ -40,6 +43,7 @@ struct HttpServer::Impl {
   void complete(const httplib::Request& request, httplib::Response& response, bool is_chat);
   void stream(const std::shared_ptr<Completion>& completion, httplib::Response& response);
   void answer_whole(const std::shared_ptr<Completion>& completion, httplib::Response& response);
+  [[nodiscard]] double look_seconds() const { return std::max(kLookSeconds, kLookSecondsPerCall * open_calls); }
   // Counts a call from its beginning to its last byte, so that a shutdown can wait for it.
   std::shared_ptr<void> count_call() {
     ++open_calls;
@@ -153,8 +157,8 @@ void HttpServer::Impl::stream(const std::shared_ptr<Completion>& completion, htt
   response.set_header("Cache-Control", "no-store");
   response.set_chunked_content_provider(
       "text/event-stream",  // Exactly so: httplib would compress, and so hold back, any other text.
-      [completion](std::size_t, httplib::DataSink& sink) {
-        const std::optional<std::string> event = completion->next_event(kLookSeconds);
+      [this, completion](std::size_t, httplib::DataSink& sink) {
+        const std::optional<std::string> event = completion->next_event(look_seconds());
         if (!event) {
           sink.done();
           return true;
@@ -172,8 +176,8 @@ void HttpServer::Impl::stream(const std::shared_ptr<Completion>& completion, htt
 void HttpServer::Impl::answer_whole(const std::shared_ptr<Completion>& completion, httplib::Response& response) {
   response.set_chunked_content_provider(
       kJsonType,
-      [completion](std::size_t, httplib::DataSink& sink) {
-        const std::optional<std::string> body = completion->whole_answer(kLookSeconds);
+      [this, completion](std::size_t, httplib::DataSink& sink) {
+        const std::optional<std::string> body = completion->whole_answer(look_seconds());
         if (!body) return sink.is_writable();
         // The status has been sent: an answer that failed is cut off, which every client reports as an error.
         if (!completion->failure().empty() || !sink.write(body->data(), body->size())) return false;

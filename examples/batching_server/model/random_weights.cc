@@ -53,16 +53,17 @@ std::unique_ptr<TensorSource> random_weights(const ModelConfig& config, std::uin
   return std::make_unique<RandomWeights>(config, seed);
 }
 
-ModelConfig demo_config(std::uint32_t vocab_size) {
+ModelConfig demo_config(std::uint32_t vocab_size, DemoSize size) {
+  const bool is_large = size == DemoSize::kLarge;
   ModelConfig config;
-  config.dim = 256;
-  config.hidden_dim = 688;
-  config.num_layers = 4;
-  config.num_q_heads = 8;
-  config.num_kv_heads = 2;
-  config.head_dim = 32;
+  config.dim = is_large ? 1024 : 256;
+  config.hidden_dim = is_large ? 2752 : 688;
+  config.num_layers = is_large ? 8 : 4;
+  config.num_q_heads = is_large ? 16 : 8;
+  config.num_kv_heads = is_large ? 4 : 2;
+  config.head_dim = is_large ? 64 : 32;
   config.vocab_size = vocab_size;
-  config.max_positions = 8192;
+  config.max_positions = is_large ? 1024 : 8192;
   config.tied_classifier = false;
   return config;
 }

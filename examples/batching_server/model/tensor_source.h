@@ -52,8 +52,12 @@ std::unique_ptr<TensorSource> open_llama2c(const std::string& path);
 std::unique_ptr<TensorSource> open_safetensors(const std::string& folder);
 /// Seeded random weights of the given shape: the same for the same seed everywhere.
 std::unique_ptr<TensorSource> random_weights(const ModelConfig& config, std::uint64_t seed);
+enum class DemoSize : std::uint8_t {
+  kSmall,  ///< 3 million weights: answers at once.
+  kLarge,  ///< 88 million weights: like a real model, a step is as slow as memory delivers them.
+};
 /// The shape of the model that runs when no file is given.
-ModelConfig demo_config(std::uint32_t vocab_size);
+ModelConfig demo_config(std::uint32_t vocab_size, DemoSize size);
 
 /// A folder opens as safetensors, a file as llama2.c.
 std::unique_ptr<TensorSource> open_checkpoint(const std::string& path);
