@@ -22,7 +22,7 @@ AGENTIC = "agentic64_public.jsonl.xz"
 # name: trace, format, capacity in tokens (small enough that memory is what limits the server), requests
 SCENARIOS = {
     "azure": (AZURE, "azure", 200_000, 6000),
-    "mooncake": (MOONCAKE, "mooncake", 1_000_000, 1500),
+    "mooncake": (MOONCAKE, "mooncake", 1_000_000, 1000),
 }
 HIT_CAPACITIES = [250_000, 500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000, 16_000_000, 32_000_000, 110_000_000]
 BLUE, ORANGE, RED, GREY, GREEN = "#2563c9", "#f0a33a", "#d0453f", "#aab3c5", "#2f9e63"

@@ -37,7 +37,7 @@ struct ReplayReport {
   std::uint64_t peak_metadata_bytes = 0;
   double resident_byte_samples = 0, held_byte_samples = 0;  ///< Sums over sampled steps, with real memory only.
   std::uint64_t latency_p50_ns = 0, latency_p99_ns = 0, latency_p999_ns = 0;
-  PageCounts pages;                   ///< After the last step, before its sequences leave.
+  PageCounts pages;                   ///< At the end, when the last sequences have left.
   IdealPrefixHits ideal;              ///< With a prefix cache.
   std::vector<ReplaySample> samples;  ///< At most kMaxSamples, evenly spaced in steps.
   std::vector<SlotRun> layout;        ///< When half of the requests were completed.
