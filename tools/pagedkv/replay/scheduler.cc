@@ -150,18 +150,16 @@ void Scheduler::record() {
 }
 
 void Scheduler::retire_finished() {
-  if (std::none_of(running_.begin(), running_.end(), [](const Running& r) { return r.finished(); })) return;
-  const auto keep =
-      std::stable_partition(running_.begin(), running_.end(), [](const Running& r) { return !r.finished(); });
-  for (auto done = keep; done != running_.end(); ++done) {
-    memory_.close(done->key, /*finished=*/true);
-    free_keys_.push_back(done->key);
+  std::erase_if(running_, [this](const Running& sequence) {
+    if (!sequence.finished()) return false;
+    memory_.close(sequence.key, /*finished=*/true);
+    free_keys_.push_back(sequence.key);
     ++counts_.completed;
-    counts_.prompt_tokens += done->request.turn.prompt_tokens;
-    counts_.output_tokens += done->request.turn.output_tokens;
-    arrivals_.finished(done->request.session, counts_.virtual_s);
-  }
-  running_.erase(keep, running_.end());
+    counts_.prompt_tokens += sequence.request.turn.prompt_tokens;
+    counts_.output_tokens += sequence.request.turn.output_tokens;
+    arrivals_.finished(sequence.request.session, counts_.virtual_s);
+    return true;
+  });
 }
 
 void Scheduler::check_totals() const {
