@@ -1,5 +1,4 @@
 // AttentionPlan: checks, schedules and runs one ragged batch.
-#include <tbb/parallel_for.h>
 #include <tbb/task_group.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <vector>
 
 #include "attention/batch.h"
+#include "attention/parallel.h"
 #include "attention/schedule.h"
 #include "cpu/targets.h"
 #include "kernels/merge.h"
@@ -388,9 +388,7 @@ Result<void> AttentionPlan::run(const KvView& pages, ConstTensor q, Tensor out, 
     if (impl_->num_lanes() <= 1 || impl_->seconds() < kInlineSeconds) {
       run.lane(0);
     } else {
-      tbb::parallel_for(
-          std::size_t{0}, impl_->num_lanes(), [&run](std::size_t lane) noexcept { run.lane(lane); },
-          tbb::simple_partitioner());
+      attention::parallel_indices(impl_->num_lanes(), [&run](std::size_t lane) noexcept { run.lane(lane); });
     }
   } catch (...) {
     return Error{Errc::kOutOfMemory, "the scheduler had no memory for its tasks"};

@@ -1,14 +1,13 @@
 // write_kv and merge_states: what an engine calls beside a plan.
 #include "kernels/write.h"
 
-#include <tbb/blocked_range.h>
-#include <tbb/parallel_for.h>
-
 #include <algorithm>
 #include <atomic>
 #include <limits>
 
 #include "attention/batch.h"
+#include "attention/parallel.h"
+#include "core/align.h"
 #include "cpu/targets.h"
 #include "kernels/merge.h"
 #include "pagedkv/attention.h"
@@ -111,11 +110,11 @@ Result<void> write_kv(const AttentionConfig& config, const KvWriteView& pages, s
   try {
     const std::size_t grain = std::max<std::size_t>(1, kParallelBytes / 4 / token_bytes);
     std::atomic<std::size_t> written{0};
-    tbb::parallel_for(tbb::blocked_range<std::size_t>(0, slots.size(), grain),
-                      [&](const tbb::blocked_range<std::size_t>& range) noexcept {
-                        writer.tokens(range.begin(), range.end());
-                        written.fetch_add(range.size(), std::memory_order_relaxed);
-                      });
+    attention::parallel_indices(ceil_div(slots.size(), grain), [&](std::size_t index) noexcept {
+      const std::size_t first = index * grain, last = std::min(first + grain, slots.size());
+      writer.tokens(first, last);
+      written.fetch_add(last - first, std::memory_order_relaxed);
+    });
     if (written.load() != slots.size())
       return Error{Errc::kCancelled, "the task group was cancelled; pages are part written"};
   } catch (...) {
