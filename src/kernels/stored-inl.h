@@ -105,8 +105,8 @@ HWY_INLINE VecF32 tile_dim(const VecU32 (&units)[kTileUnits], std::size_t i) {
 /// Elements dim_begin .. dim_begin + dims of keys [block.first, block.last), rounded out to whole vectors, to
 /// slab [dims][kBlockKeys].
 template <class Codec>
-HWY_INLINE void pack_keys(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
-                          Prefetcher& prefetcher) {
+void pack_keys(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
+               Prefetcher& prefetcher) noexcept {
   const std::size_t key_begin = static_cast<std::size_t>(block.first) / kLanes * kLanes;
   for (std::size_t key = key_begin; key < static_cast<std::size_t>(block.last); key += kLanes) {
     const std::byte* const* const rows = block.k + key;
@@ -130,8 +130,8 @@ HWY_INLINE void pack_keys(const Block& block, std::size_t dim_begin, std::size_t
 /// Elements dim_begin .. dim_begin + dims of keys [block.first, block.last) to slab [kBlockKeys][kSlabDims], padded
 /// with zeros to whole vectors.
 template <class Codec>
-HWY_INLINE void pack_values(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
-                            Prefetcher& prefetcher) {
+void pack_values(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
+                 Prefetcher& prefetcher) noexcept {
   using Stored = typename Codec::Stored;
   for (std::int64_t key = block.first; key < block.last; ++key) {
     const std::byte* const row = block.v[key] + dim_begin * sizeof(Stored);
@@ -200,8 +200,8 @@ HWY_INLINE void score_stored(const std::byte* const* rows, std::size_t dims, con
 
 /// Scores of a few query rows, q [rows][dims], against the block's keys: what pack_keys and score_rows compute.
 template <class Codec>
-HWY_INLINE void score_few(const Block& block, std::size_t dims, const float* q, std::size_t rows, float* scores,
-                          Prefetcher& prefetcher) {
+void score_few(const Block& block, std::size_t dims, const float* q, std::size_t rows, float* scores,
+               Prefetcher& prefetcher) noexcept {
   const std::size_t last = static_cast<std::size_t>(block.last);
   std::size_t key = static_cast<std::size_t>(block.first) / kLanes * kLanes;
   with_rows<kFewRows>(rows, [&](auto count) HWY_ATTR {
@@ -219,8 +219,8 @@ HWY_INLINE void score_few(const Block& block, std::size_t dims, const float* q, 
 /// out = out * decay + weights * V for a few rows that see the same keys: what pack_values and value_rows compute.
 /// `dims` is a multiple of kLanes.
 template <class Codec>
-HWY_INLINE void weigh_few(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
-                          std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) {
+void weigh_few(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
+               std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept {
   using Stored = typename Codec::Stored;
   with_rows<kFewRows>(rows, [&](auto count) HWY_ATTR {
     constexpr std::size_t kVectors = tile_vectors<count()>();
@@ -250,20 +250,9 @@ struct StoredRows {
                     std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept;
 };
 
-// The steps as functions without templates, for a file of one format.
 template <class Codec>
 StoredRows stored_rows() noexcept {
-  return {
-      [](const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
-         Prefetcher& prefetcher) noexcept HWY_ATTR { pack_keys<Codec>(block, dim_begin, dims, slab, prefetcher); },
-      [](const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
-         Prefetcher& prefetcher) noexcept HWY_ATTR { pack_values<Codec>(block, dim_begin, dims, slab, prefetcher); },
-      [](const Block& block, std::size_t dims, const float* q, std::size_t rows, float* scores,
-         Prefetcher& prefetcher) noexcept HWY_ATTR { score_few<Codec>(block, dims, q, rows, scores, prefetcher); },
-      [](const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay, std::size_t rows,
-         float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept HWY_ATTR {
-        weigh_few<Codec>(block, keys, dims, weights, decay, rows, out, out_stride, prefetcher);
-      }};
+  return {&pack_keys<Codec>, &pack_values<Codec>, &score_few<Codec>, &weigh_few<Codec>};
 }
 
 StoredRows find_stored_f32() noexcept;
