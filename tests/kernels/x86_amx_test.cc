@@ -60,6 +60,23 @@ class AmxKernel : public ::testing::Test {
     AttendCase test_case(shape);
     expect_near(shape, test_case.run(kernel_for(test_case, shape.num_rows)), test_case.expected());
   }
+
+  // Every kind of mask, with and without heads of its own, and positions other than the last ones.
+  static void check_masks_and_positions(const AttendShape& plain) {
+    for (const MaskKind mask : {MaskKind::kBool, MaskKind::kAdditive, MaskKind::kBits}) {
+      AttendShape shape = plain;
+      shape.mask = mask, shape.page_size = 3;
+      check(shape);
+      shape.mask_a_head = true, shape.causal = false, shape.sinks = true;
+      check(shape);
+    }
+    AttendShape encoder = plain;
+    encoder.causal = false, encoder.first_pos = 2;
+    check(encoder);
+    AttendShape early = plain;
+    early.first_pos = 0;
+    check(early);
+  }
 };
 
 TEST_F(AmxKernel, DecodeMatchesOracleForEveryGroup) {
@@ -105,19 +122,7 @@ TEST_F(AmxKernel, DecodeMatchesOracleForEveryVariant) {
         shape.alibi = shape.sinks = true, shape.soft_cap = 5;
         check(shape);
       }
-      for (const MaskKind mask : {MaskKind::kBool, MaskKind::kAdditive, MaskKind::kBits}) {
-        AttendShape shape = plain;
-        shape.mask = mask, shape.page_size = 3;
-        check(shape);
-        shape.mask_a_head = true, shape.causal = false, shape.sinks = true;
-        check(shape);
-      }
-      AttendShape encoder = plain;
-      encoder.causal = false, encoder.first_pos = 2;
-      check(encoder);
-      AttendShape early = plain;
-      early.first_pos = 0;
-      check(early);
+      check_masks_and_positions(plain);
       AttendShape peaky = plain;
       peaky.query_scale = 40;
       check(peaky);
@@ -215,19 +220,7 @@ TEST_F(AmxKernel, PrefillMatchesOracleForEveryVariant) {
       shape.alibi = shape.sinks = true, shape.soft_cap = 5;
       check(shape);
     }
-    for (const MaskKind mask : {MaskKind::kBool, MaskKind::kAdditive, MaskKind::kBits}) {
-      AttendShape shape = plain;
-      shape.mask = mask, shape.page_size = 3;
-      check(shape);
-      shape.mask_a_head = true, shape.causal = false, shape.sinks = true;
-      check(shape);
-    }
-    AttendShape encoder = plain;
-    encoder.causal = false, encoder.first_pos = 2;
-    check(encoder);
-    AttendShape early = plain;
-    early.first_pos = 0;
-    check(early);
+    check_masks_and_positions(plain);
     for (const float scale : {10.f, 100.f}) {  // the maximum of the first tile is far from the true one
       AttendShape peaky = plain;
       peaky.query_scale = scale, peaky.kv_len = 900;

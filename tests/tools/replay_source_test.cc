@@ -13,8 +13,8 @@
 #include "replay/request_tokens.h"
 #include "replay/trace.h"
 #include "replay/workload.h"
+#include "run_tool.h"
 #include "tool.h"
-#include "tool_runs.h"
 
 namespace pagedkv::tool {
 namespace {
@@ -269,7 +269,7 @@ TEST(Replay, BadInputIsSaidInOneLineAndExitsWithTwo) {
       {"replay", "--max-requests", "10", "--json", "/nonexistent/report.json"},
   };
   for (const auto& arguments : bad) {
-    const Ran ran = run(arguments);
+    const ToolRun ran = run_captured(arguments);
     EXPECT_EQ(ran.code, kBadInput) << testing::PrintToString(arguments);
     EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
   }

@@ -15,7 +15,7 @@
 #include "replay/slot_space.h"
 #include "replay/trace.h"
 #include "replay/workload.h"
-#include "tool_runs.h"
+#include "run_tool.h"
 
 namespace pagedkv::tool {
 namespace {
@@ -341,8 +341,8 @@ TEST(PrefixReplay, AttentionOverSharedPagesGivesTheSameOutputs) {
 
 TEST(Replay, HtmlReportIsOneFileThatHoldsItsData) {
   const std::string path = testing::TempDir() + "pagedkv_report.html";
-  const Ran ran = run({"replay", "--policy", "all", "--max-requests", "20", "--html", path, "--slot-bytes", "64",
-                       "--capacity-tokens", "32768"});
+  const ToolRun ran = run_captured({"replay", "--policy", "all", "--max-requests", "20", "--html", path, "--slot-bytes",
+                                    "64", "--capacity-tokens", "32768"});
   EXPECT_EQ(ran.code, kDone) << ran.err;
   std::ifstream file(path);
   const std::string page((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
@@ -383,7 +383,7 @@ TEST(LatencyHistogram, PercentilesAreRightWithinABucket) {
 }
 
 TEST(Replay, JsonHasEveryFieldOfEveryPolicy) {
-  const Ran ran = run({"replay", "--policy", "all", "--max-requests", "20", "--json", "-"});
+  const ToolRun ran = run_captured({"replay", "--policy", "all", "--max-requests", "20", "--json", "-"});
   ASSERT_EQ(ran.code, kDone) << ran.err;
   const Json json = Json::parse(ran.out);
   ASSERT_GE(json.at("policies").size(), 14u);

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
+#include "run_tool.h"
 #include "table.h"
-#include "tool_runs.h"
 
 namespace pagedkv::tool {
 namespace {
@@ -15,7 +15,7 @@ namespace {
 using ::testing::HasSubstr;
 
 TEST(Tool, UnknownCommandIsBadUsageSaidInOneLine) {
-  for (const Ran& ran : {run({"frobnicate"}), run({}), run({"--no-such-flag"})}) {
+  for (const ToolRun& ran : {run_captured({"frobnicate"}), run_captured({}), run_captured({"--no-such-flag"})}) {
     EXPECT_EQ(ran.code, kBadInput);
     EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
     EXPECT_THAT(ran.err, HasSubstr("pagedkv: "));
@@ -23,11 +23,11 @@ TEST(Tool, UnknownCommandIsBadUsageSaidInOneLine) {
 }
 
 TEST(Tool, HelpAndVersionSucceedOnStdout) {
-  const Ran help = run({"--help"});
+  const ToolRun help = run_captured({"--help"});
   EXPECT_EQ(help.code, kDone);
   EXPECT_THAT(help.out, HasSubstr("Exit codes"));
   EXPECT_EQ(help.err, "");
-  EXPECT_THAT(run({"--version"}).out, HasSubstr("pagedkv "));
+  EXPECT_THAT(run_captured({"--version"}).out, HasSubstr("pagedkv "));
 }
 
 TEST(Table, AlignsColumnsAndCountsUtf8AsOneColumn) {
