@@ -37,6 +37,15 @@ ApiError refusal(SubmitError reason) {
   }
 }
 
+// A choice that ended before its time.
+std::optional<ApiError> failure_of(const Event& event) {
+  switch (event.finish) {
+    case FinishReason::kFailed: return ApiError(500, "server_error", event.failure);
+    case FinishReason::kCancelled: return refusal(SubmitError::kDraining);  // Or by the client, who reads no answer.
+    default: return std::nullopt;
+  }
+}
+
 }  // namespace
 
 std::string random_id(const char* prefix) {
@@ -119,7 +128,7 @@ bool Completion::hear(std::size_t prompt, const Event& event) {
     piece.text += text;
     choice.text += text;
     piece.finish = choice.finish = event.finish;
-    if (event.finish == FinishReason::kFailed) failure_ = event.failure;
+    if (const auto failure = failure_of(event)) failure_ = failure;
     if (--open_choices_ == 0) metrics_.observe_request(now - arrived_);
   }
   choice.has_begun = true;
@@ -206,11 +215,12 @@ std::optional<std::string> Completion::next_event(double seconds) {
     // Everything that is there goes out in one write.
     std::deque<Piece> pieces;
     pieces.swap(pieces_);
+    const std::optional<ApiError> failure = failure_;
     lock.unlock();
     std::string events;
     for (const Piece& piece : pieces) {
-      if (piece.finish == FinishReason::kFailed) {
-        events += server_sent(ApiError(500, "server_error", failure()).to_json());
+      if (piece.finish == FinishReason::kFailed || piece.finish == FinishReason::kCancelled) {
+        events += server_sent(failure->to_json());
       } else {
         events += server_sent(chunk_json(piece));
       }
@@ -235,6 +245,7 @@ std::optional<std::string> Completion::whole_answer(double seconds) {
   const bool is_complete =
       changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return open_choices_ == 0; });
   if (!is_complete) return std::nullopt;
+  if (failure_) throw *failure_;
   Json answer = envelope(call_.is_chat ? "chat.completion" : "text_completion");
   answer["choices"] = Json::array();
   for (std::size_t i = 0; i < choices_.size(); ++i) {
@@ -251,11 +262,6 @@ std::optional<std::string> Completion::whole_answer(double seconds) {
   }
   answer["usage"] = usage_json();
   return answer.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-std::string Completion::failure() const {
-  const std::lock_guard lock(mutex_);
-  return failure_;
 }
 
 }  // namespace serving

@@ -28,10 +28,9 @@ class Completion : public std::enable_shared_from_this<Completion> {
   /// The next server-sent event, "data: ..." and a blank line; empty if none came within `seconds`; none after the
   /// last.
   std::optional<std::string> next_event(double seconds);
-  /// The whole answer, if it is complete within `seconds`.
+  /// The whole answer, if it is complete within `seconds`. Throws ApiError: it failed midway, or was given up by a
+  /// server that shuts down.
   std::optional<std::string> whole_answer(double seconds);
-  /// Why the answer failed; empty if it did not.
-  [[nodiscard]] std::string failure() const;
 
  private:
   // A piece of one choice's text, with the tokens that it came from.
@@ -66,14 +65,14 @@ class Completion : public std::enable_shared_from_this<Completion> {
   Metrics& metrics_;
   std::vector<RequestId> request_ids_;
 
-  mutable std::mutex mutex_;  // Guards what follows.
+  std::mutex mutex_;  // Guards what follows.
   std::condition_variable changed_;
   std::vector<Choice> choices_;  // [prompts][choices of each]
   std::deque<Piece> pieces_;     // Not sent yet.
   std::size_t open_choices_;
   std::uint64_t output_tokens_ = 0;
   std::vector<std::uint64_t> cached_tokens_;  // [prompts]
-  std::string failure_;
+  std::optional<ApiError> failure_;           // Why no more comes, if some choice ended before its time.
   bool sent_usage_ = false, sent_done_ = false;
 };
 

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "http/completion.h"
+#include "http/connection.h"
 #include "http/connection_threads.h"
 #include "http/pool_page.h"
 
@@ -18,7 +19,8 @@ namespace {
 // A client that has gone is noticed when a token is sent to it. Those that wait for their first are looked at this
 // often, by all connections together 2,000 times a second at most.
 constexpr double kLookSeconds = 0.05, kLookSecondsPerCall = 0.0005;
-constexpr int kBacklog = 1024;  // httplib's own is 5: a crowd that arrives at once would wait for seconds.
+constexpr int kBacklog = 1024;             // httplib's own is 5: a crowd that arrives at once would wait for seconds.
+constexpr int kClientClosedRequest = 499;  // As nginx has it: nobody reads this status but our own metrics.
 constexpr const char* kJsonType = "application/json";
 
 void answer(httplib::Response& response, const ApiError& error) {
@@ -42,7 +44,8 @@ struct HttpServer::Impl {
   void route();
   void complete(const httplib::Request& request, httplib::Response& response, bool is_chat);
   void stream(const std::shared_ptr<Completion>& completion, httplib::Response& response);
-  void answer_whole(const std::shared_ptr<Completion>& completion, httplib::Response& response);
+  void answer_whole(const std::shared_ptr<Completion>& completion, const Connection& connection,
+                    httplib::Response& response);
   [[nodiscard]] double look_seconds() const { return std::max(kLookSeconds, kLookSecondsPerCall * open_calls); }
   // Counts a call from its beginning to its last byte, so that a shutdown can wait for it.
   std::shared_ptr<void> count_call() {
@@ -149,7 +152,7 @@ void HttpServer::Impl::complete(const httplib::Request& request, httplib::Respon
   const bool is_streamed = call.stream;
   const auto completion = std::make_shared<Completion>(std::move(call), limits.model_name, tokenizer, engine, metrics);
   completion->submit();
-  is_streamed ? stream(completion, response) : answer_whole(completion, response);
+  is_streamed ? stream(completion, response) : answer_whole(completion, Connection(request), response);
 }
 
 // httplib calls a provider again and again while the client is there, and the releaser once in the end.
@@ -172,23 +175,17 @@ void HttpServer::Impl::stream(const std::shared_ptr<Completion>& completion, htt
       });
 }
 
-// Also by a provider, since that is the only way by which httplib lets a server see that the client has gone.
-void HttpServer::Impl::answer_whole(const std::shared_ptr<Completion>& completion, httplib::Response& response) {
-  response.set_chunked_content_provider(
-      kJsonType,
-      [this, completion](std::size_t, httplib::DataSink& sink) {
-        const std::optional<std::string> body = completion->whole_answer(look_seconds());
-        if (!body) return sink.is_writable();
-        // The status has been sent: an answer that failed is cut off, which every client reports as an error.
-        if (!completion->failure().empty() || !sink.write(body->data(), body->size())) return false;
-        sink.done();
-        return true;
-      },
-      [this, completion, counted = count_call()](bool is_complete) {
-        if (is_complete) return;
-        completion->cancel();
-        metrics.count_disconnect();
-      });
+// The status is sent when the answer is there: one that fails midway is an error to its client, not an empty success.
+void HttpServer::Impl::answer_whole(const std::shared_ptr<Completion>& completion, const Connection& connection,
+                                    httplib::Response& response) {
+  while (true) {
+    if (const auto body = completion->whole_answer(look_seconds())) return response.set_content(*body, kJsonType);
+    if (connection.is_open()) continue;
+    completion->cancel();
+    metrics.count_disconnect();
+    response.status = kClientClosedRequest;
+    return;
+  }
 }
 
 HttpServer::HttpServer(Engine& engine, pagedkv::KvCache& cache, const Tokenizer& tokenizer, ApiLimits limits,

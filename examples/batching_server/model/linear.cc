@@ -1,7 +1,7 @@
 // oneDNN matrix products, cut into fixed tiles of columns and rows that oneTBB spreads over the cores.
 #include "model/linear.h"
 
-#include <omp.h>
+#include <dlfcn.h>
 #include <tbb/blocked_range.h>
 #include <tbb/enumerable_thread_specific.h>
 #include <tbb/parallel_for.h>
@@ -30,7 +30,14 @@ const dnnl::engine& engine() {
   return the_engine;
 }
 
-// What each thread needs to run a product. oneDNN's own threads stay off: two runtimes would fight for the cores.
+// Keeps oneDNN on the calling thread: two runtimes would fight for the cores. It brings its OpenMP runtime along, g++'s
+// or clang's, whose entry point is the same; a oneDNN built for oneTBB has none, and shares our threads.
+void stay_on_this_thread() {
+  static const auto set_num_threads = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+  if (set_num_threads != nullptr) set_num_threads(1);
+}
+
+// What each thread needs to run a product.
 struct Worker {
   dnnl::stream stream{engine()};
   std::vector<std::byte> scratchpad;
@@ -106,7 +113,7 @@ struct Linear::Impl {
     const memory src(kernel.desc.src_desc(), engine(), const_cast<void*>(x));
     const memory dst(kernel.desc.dst_desc(), engine(), y + tile.first_column);
     const memory scratch(kernel.desc.scratchpad_desc(), engine(), self.scratchpad.data());
-    omp_set_num_threads(1);
+    stay_on_this_thread();
     kernel.primitive.execute(
         self.stream,
         {{DNNL_ARG_SRC, src}, {DNNL_ARG_WEIGHTS, tile.weights}, {DNNL_ARG_DST, dst}, {DNNL_ARG_SCRATCHPAD, scratch}});
@@ -116,7 +123,7 @@ struct Linear::Impl {
 
 Linear::Linear(std::span<const float> weights, std::size_t out_dim, std::size_t in_dim, WeightType type)
     : impl_(std::make_unique<Impl>()) {
-  omp_set_num_threads(1);
+  stay_on_this_thread();
   impl_->out_dim = out_dim;
   impl_->in_dim = in_dim;
   impl_->type = type == WeightType::kF32 ? memory::data_type::f32 : memory::data_type::bf16;

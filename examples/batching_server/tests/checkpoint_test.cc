@@ -110,7 +110,7 @@ TEST_F(HfCheckpointTest, ReadsShardsByTheirIndex) {
   EXPECT_EQ(loaded->read(TensorRole::kEmbedding, 0), source_->read(TensorRole::kEmbedding, 0));
   EXPECT_THROW(loaded->read(TensorRole::kQuery, 0), LoadError);  // Not in the index.
   put("model.safetensors.index.json", R"({"weight_map":{"x":"../../etc/passwd"}})");
-  EXPECT_THROW(open(), LoadError);
+  EXPECT_THROW(static_cast<void>(open()), LoadError);
 }
 
 TEST_F(HfCheckpointTest, RefusesEveryLieOfAHeader) {
@@ -120,7 +120,7 @@ TEST_F(HfCheckpointTest, RefusesEveryLieOfAHeader) {
     std::string bytes;
     testing::append_bytes(bytes, &length, sizeof length);
     put("model.safetensors", bytes + header + std::string(data_bytes, '\0'));
-    EXPECT_THROW(open(), LoadError) << header;
+    EXPECT_THROW(static_cast<void>(open()), LoadError) << header;
   };
   refuses("", 0);
   refuses("{", 0);
@@ -134,7 +134,7 @@ TEST_F(HfCheckpointTest, RefusesEveryLieOfAHeader) {
   refuses(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}})", 8);
   refuses(R"({"a":{"dtype":"F32","shape":[2305843009213693954,2],"data_offsets":[0,16]}})", 16);
   put("model.safetensors", std::string(16, '\xFF'));
-  EXPECT_THROW(open(), LoadError);
+  EXPECT_THROW(static_cast<void>(open()), LoadError);
 }
 
 TEST_F(HfCheckpointTest, RefusesConfigurationsOutOfRange) {
@@ -143,7 +143,7 @@ TEST_F(HfCheckpointTest, RefusesConfigurationsOutOfRange) {
     nlohmann::json config = testing::hf_config(source_->config());
     config[key] = value;
     put("config.json", config.dump());
-    EXPECT_THROW(open(), LoadError) << key << " " << value;
+    EXPECT_THROW(static_cast<void>(open()), LoadError) << key << " " << value;
   };
   for (const char* key : {"hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "head_dim"}) {
     for (const nlohmann::json& value :

@@ -18,6 +18,7 @@ struct HarnessOptions {
   std::uint64_t pages = 512;
   pagedkv::DType kv_dtype = pagedkv::DType::f32;
   std::int32_t window_left = -1;
+  bool breaks_every_step = false;  ///< The pool is for another shape than the decoder's, so its writes are refused.
   EngineOptions engine = {};
 };
 
@@ -74,7 +75,9 @@ class Harness {
 
  private:
   static pagedkv::KvCache make_cache(Decoder& decoder, const HarnessOptions& options) {
-    auto cache = pagedkv::KvCache::create({.shape = decoder.kv_shape(options.kv_dtype),
+    pagedkv::ModelShape shape = decoder.kv_shape(options.kv_dtype);
+    if (options.breaks_every_step) shape.head_dim *= 2;
+    auto cache = pagedkv::KvCache::create({.shape = shape,
                                            .page_size = options.page_size,
                                            .capacity_pages = options.pages,
                                            .attention = {.window_left = options.window_left}});

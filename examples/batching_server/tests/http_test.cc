@@ -20,6 +20,8 @@ using testing::Harness;
 using testing::HarnessOptions;
 using ::testing::HasSubstr;
 
+constexpr const char* kJson = "application/json";
+
 class HttpTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -55,7 +57,7 @@ class HttpTest : public ::testing::Test {
     return client;
   }
   Json post(const std::string& path, const std::string& body, int expected_status) {
-    const auto response = client().Post(path, body, "application/json");
+    const auto response = client().Post(path, body, kJson);
     EXPECT_TRUE(response) << to_string(response.error());
     if (!response) return {};
     EXPECT_EQ(response->status, expected_status) << body.substr(0, 200) << " -> " << response->body;
@@ -132,8 +134,7 @@ TEST_F(HttpTest, AnyBytesThatAModelSaysBecomeValidJson) {
 TEST_F(HttpTest, StreamsAreNotCompressedSinceThatWouldHoldThemBack) {
   start();
   const Json body = {{"model", "tiny"}, {"prompt", "a"}, {"max_tokens", 3}, {"stream", true}};
-  const auto response =
-      client().Post("/v1/completions", {{"Accept-Encoding", "gzip, br"}}, body.dump(), "application/json");
+  const auto response = client().Post("/v1/completions", {{"Accept-Encoding", "gzip, br"}}, body.dump(), kJson);
   EXPECT_EQ(response->get_header_value("Content-Type"), "text/event-stream");
   EXPECT_FALSE(response->has_header("Content-Encoding"));
 }
@@ -275,6 +276,41 @@ TEST_F(HttpTest, VanishedClientsFreeTheirPages) {
   }
 }
 
+TEST_F(HttpTest, AnswerThatFailsMidwayHasTheStatusOfAnError) {
+  start({.page_size = 16, .pages = 2048, .breaks_every_step = true});
+  const Json whole = complete({{"prompt", "a"}, {"n", 2}}, 500);
+  EXPECT_EQ(whole["error"]["type"], "server_error");
+  EXPECT_FALSE(whole["error"]["message"].get<std::string>().empty());
+  const auto streamed =
+      client().Post("/v1/completions", Json{{"model", "tiny"}, {"prompt", "a"}, {"stream", true}}.dump(), kJson);
+  EXPECT_THAT(streamed->body, HasSubstr("data: {\"error\":{"));
+  EXPECT_EQ(metric("pagedkv_pages_used"), 0);
+  EXPECT_EQ(metric("pagedkv_requests_open"), 0);
+}
+
+TEST_F(HttpTest, ShutdownTellsThoseWhomItCannotWaitFor) {
+  start();
+  const Json endless = {{"model", "tiny"}, {"prompt", "a"}, {"max_tokens", 8000}, {"ignore_eos", true}};
+  Json streaming = endless;
+  streaming["stream"] = true;
+  int status = 0;
+  std::string streamed;
+  std::thread whole_reader([&] {
+    const auto response = client().Post("/v1/completions", endless.dump(), kJson);
+    if (response) status = response->status;
+  });
+  std::thread stream_reader([&] {
+    const auto response = client().Post("/v1/completions", streaming.dump(), kJson);
+    if (response) streamed = response->body;
+  });
+  eventually([&] { return metric("pagedkv_requests_open") == 2; });
+  server_->shutdown(0.01);
+  whole_reader.join();
+  stream_reader.join();
+  EXPECT_EQ(status, 503);
+  EXPECT_THAT(streamed, HasSubstr("\"code\":\"shutting_down\""));
+}
+
 TEST_F(HttpTest, HalfARequestIsLetGo) {
   start({.page_size = 16, .pages = 2048}, {.read_timeout_seconds = 1});
   const int slow =
@@ -334,7 +370,7 @@ TEST_F(HttpTest, ManyStreamsAtOnceAllEnd) {
       const auto body = Json{{"model", "tiny"},  {"prompt", std::string(static_cast<std::size_t>(10 + i % 50), 'a')},
                              {"max_tokens", 30}, {"stream", true},
                              {"temperature", 0}, {"ignore_eos", true}};
-      const auto response = client().Post("/v1/completions", body.dump(), "application/json");
+      const auto response = client().Post("/v1/completions", body.dump(), kJson);
       done += response && response->status == 200 && response->body.ends_with("data: [DONE]\n\n");
     });
   }
