@@ -97,6 +97,9 @@ class PAGEDKV_API PagePool {
   /// Gives the memory of free pages back to the OS; returns the bytes given. Published pages stay.
   Result<std::uint64_t> trim() noexcept;
 
+  /// Another object of the same pool; either keeps it alive.
+  [[nodiscard]] PagePool share() const noexcept { return PagePool(impl_); }
+
   PagePool(PagePool&&) noexcept;
   PagePool& operator=(PagePool&&) noexcept;
   ~PagePool();

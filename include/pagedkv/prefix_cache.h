@@ -51,7 +51,8 @@ class EvictionPolicy {
   virtual void on_evictable(PageId page) noexcept = 0;
   /// A candidate is none any more: it was referenced again or dropped.
   virtual void on_withdrawn(PageId page) noexcept = 0;
-  /// Chooses one of the candidates (there is one), which is none from then on.
+  /// Chooses one of the candidates (there is one), which is none from then on. A choice that is no candidate is
+  /// replaced by one that is, which `on_withdrawn` tells; this takes a look at all pages.
   virtual PageId choose() noexcept = 0;
   [[nodiscard]] virtual const char* name() const noexcept = 0;
 };

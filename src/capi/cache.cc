@@ -1,7 +1,9 @@
 // The C functions of KvCache.
+#include <memory>
 #include <new>
 #include <vector>
 
+#include "capi/callback_policy.h"
 #include "capi/convert.h"
 #include "capi/handles.h"
 
@@ -60,7 +62,27 @@ Result<void> read_items(const pagedkv_step_item* given, size_t num_items, StepAr
   return {};
 }
 
-Result<KvCache> create_cache(const pagedkv_cache_options* given) noexcept try {
+/// The policy that the options ask for: null = LRU. A caller's own also goes to `own`. Throws std::bad_alloc.
+Result<std::shared_ptr<EvictionPolicy>> read_policy(const pagedkv_cache_options& given,
+                                                    std::shared_ptr<CallbackPolicy>& own) {
+  if (given.policy != nullptr) {
+    const Result<pagedkv_eviction_policy> known = read_sized(given.policy);
+    if (!known) return known.error();
+    if (known->on_evictable == nullptr || known->on_withdrawn == nullptr || known->choose == nullptr) {
+      return Error{Errc::kInvalidArgument, "a policy needs on_evictable, on_withdrawn and choose"};
+    }
+    own = std::make_shared<CallbackPolicy>(*known);
+    return std::shared_ptr<EvictionPolicy>(own);
+  }
+  switch (given.eviction_policy) {
+    case PAGEDKV_LRU: return std::shared_ptr<EvictionPolicy>();
+    case PAGEDKV_S3FIFO: return make_s3fifo_policy();
+    case PAGEDKV_ARC: return make_arc_policy();
+    default: return Error{Errc::kInvalidArgument, "eviction_policy is unknown"};
+  }
+}
+
+Result<KvCache> create_cache(const pagedkv_cache_options* given, std::shared_ptr<CallbackPolicy>& own) noexcept try {
   const Result<pagedkv_cache_options> known = read_sized(given);
   if (!known) return known.error();
   Checks checks;
@@ -79,6 +101,8 @@ Result<KvCache> create_cache(const pagedkv_cache_options* given) noexcept try {
   options.huge_pages = known->no_huge_pages != 0 ? HugePages::kNever : HugePages::kTransparent;
   options.prefix_cache = known->no_prefix_cache == 0;
   options.prefix.event_capacity = known->event_capacity;
+  options.prefix.hash = known->hash;
+  options.prefix.now_ms = known->now_ms;
   options.attention = checks.variant(known->attention);
   options.layers_per_page = known->layers_per_page;
   options.target = checks.text(known->target);
@@ -87,14 +111,11 @@ Result<KvCache> create_cache(const pagedkv_cache_options* given) noexcept try {
     groups.push_back({checks.span(group.layers, group.num_layers), window_left_of(group.window)});
   }
   options.layer_groups = groups;
-  if (known->eviction_policy > PAGEDKV_S3FIFO) checks.fail({Errc::kInvalidArgument, "eviction_policy is unknown"});
   if (known->reserved != 0) checks.fail({Errc::kUnsupported, "a reserved member is not 0"});
   if (checks.failed()) return checks.error();
-  if (known->eviction_policy == PAGEDKV_S3FIFO) {
-    Result<std::shared_ptr<EvictionPolicy>> policy = make_s3fifo_policy();
-    if (!policy) return policy.error();
-    options.prefix.policy = std::move(*policy);
-  }
+  Result<std::shared_ptr<EvictionPolicy>> policy = read_policy(*known, own);
+  if (!policy) return policy.error();
+  options.prefix.policy = std::move(*policy);
   return KvCache::create(options);
 } catch (const std::bad_alloc&) {
   return Error{Errc::kOutOfMemory, "no memory for the options of the cache"};
@@ -106,7 +127,10 @@ constexpr Error kNoMemory{Errc::kOutOfMemory, "no memory for the arguments of th
 
 pagedkv_status pagedkv_cache_create(const pagedkv_cache_options* options, pagedkv_cache* cache) {
   if (cache == nullptr) return report(kNullArgument);
-  return give<CacheTable>(create_cache(options), cache);
+  std::shared_ptr<CallbackPolicy> own;
+  const pagedkv_status status = give<CacheTable>(create_cache(options, own), cache);
+  if (status == PAGEDKV_OK && own != nullptr) own->take_user();
+  return status;
 }
 
 pagedkv_status pagedkv_cache_close(pagedkv_cache cache) { return capi::close<CacheTable>(cache); }
@@ -219,6 +243,38 @@ pagedkv_status pagedkv_cache_get_stats(pagedkv_cache cache, pagedkv_cache_stats*
     out.bytes_per_token = now.bytes_per_token;
     out.padding_bytes_per_token = now.padding_bytes_per_token;
     return write_sized(out, stats);
+  });
+}
+
+pagedkv_status pagedkv_cache_get_info(pagedkv_cache cache, pagedkv_cache_info* info) {
+  return with<CacheTable>(cache, [&](KvCache& object) -> Result<void> {
+    const KvCacheOptions& options = object.options();
+    pagedkv_cache_info out{};
+    out.num_layers = options.shape.num_layers;
+    out.num_q_heads = options.shape.num_q_heads;
+    out.num_kv_heads = options.shape.num_kv_heads;
+    out.head_dim = options.shape.head_dim;
+    out.v_head_dim = options.shape.v_head_dim != 0 ? options.shape.v_head_dim : options.shape.head_dim;
+    out.dtype = static_cast<pagedkv_dtype>(options.shape.dtype);
+    out.page_size = options.page_size;
+    out.has_prefix_cache = options.prefix_cache ? 1 : 0;
+    out.page_bytes = object.page_bytes();
+    out.capacity_pages = object.pool().capacity_pages();
+    out.max_capacity_pages = object.pool().max_capacity_pages();
+    out.watermark_pages = options.watermark_pages;
+    out.attention = variant_of(options.attention);
+    out.target = {options.target.data(), options.target.size()};
+    return write_sized(out, info);
+  });
+}
+
+pagedkv_status pagedkv_cache_pool(pagedkv_cache cache, pagedkv_pool* pool) {
+  if (pool == nullptr) return report(kNullArgument);
+  return with<CacheTable>(cache, [&](KvCache& object) -> Result<void> {
+    const Result<std::uint64_t> handle = table<PoolTable>().insert(object.pool().share());
+    if (!handle) return handle.error();
+    *pool = *handle;
+    return {};
   });
 }
 

@@ -21,6 +21,17 @@ std::int32_t window_left_of(std::uint32_t window) noexcept {
   return window == 0 || window > INT32_MAX ? -1 : static_cast<std::int32_t>(window - 1);
 }
 
+pagedkv_attention_variant variant_of(const AttentionVariant& given) noexcept {
+  return {.sm_scale = given.sm_scale,
+          .logits_soft_cap = given.logits_soft_cap,
+          .window = static_cast<std::uint32_t>(given.window_left) + 1,
+          .non_causal = given.causal ? 0 : 1,
+          .sinks = given.sinks.data(),
+          .num_sinks = given.sinks.size(),
+          .alibi_slopes = given.alibi_slopes.data(),
+          .num_alibi_slopes = given.alibi_slopes.size()};
+}
+
 AttentionVariant Checks::variant(const pagedkv_attention_variant& given) noexcept {
   return {.sm_scale = given.sm_scale,
           .causal = given.non_causal == 0,
@@ -84,11 +95,34 @@ const char* pagedkv_status_name(pagedkv_status status) {
 const char* pagedkv_last_error(void) { return last_error; }
 const char* pagedkv_version(void) { return version(); }
 
+pagedkv_status pagedkv_get_cpu_info(pagedkv_cpu_info* info) {
+  const CpuInfo& cpu = cpu_info();
+  pagedkv_cpu_info out{};
+  out.model = cpu.model;
+  out.num_cpus = cpu.num_cpus;
+  out.num_numa_nodes = cpu.num_numa_nodes;
+  out.l1d_bytes = cpu.l1d_bytes;
+  out.l2_bytes = cpu.l2_bytes;
+  out.l3_bytes = cpu.l3_bytes;
+  return report(write_sized(out, info));
+}
+
 size_t pagedkv_num_targets(void) { return targets().size(); }
-pagedkv_status pagedkv_target_at(size_t index, const char** name, int32_t* available) {
+pagedkv_status pagedkv_target_at(size_t index, const char** name, const char** description, int32_t* available) {
   if (index >= targets().size()) return report(Error{Errc::kInvalidArgument, "there are not so many targets"});
   if (name != nullptr) *name = targets()[index].name;
+  if (description != nullptr) *description = targets()[index].description;
   if (available != nullptr) *available = targets()[index].available ? 1 : 0;
+  return PAGEDKV_OK;
+}
+pagedkv_status pagedkv_find_target(pagedkv_bytes name, size_t* index) {
+  if (index == nullptr) return report(kNullArgument);
+  Checks checks;
+  const std::string_view text = checks.text(name);
+  if (checks.failed()) return report(checks.error());
+  const Result<const TargetInfo*> found = find_target(text);
+  if (!found) return report(found.error());
+  *index = static_cast<size_t>(*found - targets().data());
   return PAGEDKV_OK;
 }
 pagedkv_status pagedkv_active_target(const char** name) {

@@ -20,6 +20,11 @@
 
 namespace pagedkv::capi {
 
+/// Bytes of a struct in the first release that had it: no caller has a smaller one. A struct that grows names here
+/// where its first version ended, for instance offsetof(pagedkv_x, first_new_member).
+template <class T>
+inline constexpr std::size_t kFirstVersionBytes = sizeof(T);
+
 /// A caller's struct that begins with `struct_size`, as this library knows it. Members that the caller does not have
 /// are 0; members that the library does not have must be.
 ///
@@ -29,8 +34,7 @@ Result<T> read_sized(const T* given) noexcept {
   if (given == nullptr) return Error{Errc::kInvalidArgument, "a required struct is NULL"};
   std::size_t size = 0;
   std::memcpy(&size, given, sizeof(size));
-  constexpr std::size_t kFirstVersionBytes = sizeof(T);  // of the first release; do not raise it when a struct grows
-  if (size < kFirstVersionBytes) return Error{Errc::kInvalidArgument, "struct_size is too small; set it to sizeof"};
+  if (size < kFirstVersionBytes<T>) return Error{Errc::kInvalidArgument, "struct_size is too small; set it to sizeof"};
   if (size > 65536) return Error{Errc::kInvalidArgument, "struct_size is absurd; set it to sizeof"};
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
   if (std::any_of(bytes + std::min(size, sizeof(T)), bytes + size, [](unsigned char b) { return b != 0; })) {
@@ -47,9 +51,8 @@ Result<void> write_sized(T value, T* to) noexcept {
   if (to == nullptr) return Error{Errc::kInvalidArgument, "a required struct is NULL"};
   std::size_t size = 0;
   std::memcpy(&size, to, sizeof(size));
-  constexpr std::size_t kFirstVersionBytes = sizeof(T);
-  if (size < kFirstVersionBytes) return Error{Errc::kInvalidArgument, "struct_size is too small; set it to sizeof"};
-  value.struct_size = size;
+  if (size < kFirstVersionBytes<T>) return Error{Errc::kInvalidArgument, "struct_size is too small; set it to sizeof"};
+  std::memcpy(&value, &size, sizeof(size));
   std::memcpy(to, &value, std::min(size, sizeof(T)));
   return {};
 }
@@ -104,6 +107,7 @@ class Checks {
 
 /// window (keys with the own one, 0 = all) as window_left (keys before it, -1 = all). Absurd windows see all keys.
 std::int32_t window_left_of(std::uint32_t window) noexcept;
+pagedkv_attention_variant variant_of(const AttentionVariant& given) noexcept;
 
 KvView view_of(const pagedkv_kv_view& given) noexcept;
 pagedkv_kv_view view_of(const KvView& given) noexcept;

@@ -20,6 +20,7 @@ Result<AttentionConfig> read_config(const pagedkv_attention_config* given) noexc
   config.kv_dtype = checks.dtype(known->kv_dtype);
   config.variant = checks.variant(known->variant);
   config.target = checks.text(known->target);
+  config.cascade = known->cascade != 0;
   if (checks.failed()) return checks.error();
   return config;
 }
@@ -72,6 +73,13 @@ pagedkv_status pagedkv_plan_create(const pagedkv_attention_config* config, const
   const Result<std::span<std::byte>> memory = span_of(static_cast<std::byte*>(workspace), workspace_bytes);
   if (!memory) return report(memory.error());
   return give<PlanTable>(AttentionPlan::create(*layer, *ragged, *memory), plan);
+}
+
+pagedkv_status pagedkv_plan_extend(pagedkv_plan plan, const pagedkv_attention_batch* batch) {
+  return with<PlanTable>(plan, [&](AttentionPlan& object) -> Result<void> {
+    const Result<AttentionBatch> ragged = read_batch(batch);
+    return ragged ? object.extend(*ragged) : ragged.error();
+  });
 }
 
 pagedkv_status pagedkv_plan_run(pagedkv_plan plan, const pagedkv_kv_view* pages, pagedkv_const_tensor q,

@@ -68,6 +68,9 @@ pagedkv_status pagedkv_sequence_cached_tokens(pagedkv_sequence sequence, uint64_
 pagedkv_status pagedkv_sequence_num_groups(pagedkv_sequence sequence, size_t* num_groups) {
   return ask<SequenceTable>(sequence, num_groups, [](Sequence& object) { return object.num_groups(); });
 }
+pagedkv_status pagedkv_sequence_page_size(pagedkv_sequence sequence, uint32_t* page_size) {
+  return ask<SequenceTable>(sequence, page_size, [](Sequence& object) { return object.page_size(); });
+}
 pagedkv_status pagedkv_sequence_pages_needed(pagedkv_sequence sequence, uint32_t num_tokens, uint64_t* pages) {
   return ask<SequenceTable>(sequence, pages, [&](Sequence& object) { return object.pages_needed(num_tokens); });
 }

@@ -82,11 +82,23 @@ pagedkv_status pagedkv_pool_release(pagedkv_pool pool, const int32_t* pages, siz
 pagedkv_status pagedkv_pool_ref_count(pagedkv_pool pool, int32_t page, uint32_t* references) {
   return ask<PoolTable>(pool, references, [&](PagePool& object) { return object.ref_count(PageId{page}); });
 }
+pagedkv_status pagedkv_pool_is_evictable(pagedkv_pool pool, int32_t page, int32_t* evictable) {
+  return ask<PoolTable>(pool, evictable, [&](PagePool& object) { return object.is_evictable(PageId{page}); });
+}
 pagedkv_status pagedkv_pool_available(pagedkv_pool pool, uint64_t* pages) {
   return ask<PoolTable>(pool, pages, [](PagePool& object) { return object.available_pages(); });
 }
 pagedkv_status pagedkv_pool_can_allocate(pagedkv_pool pool, uint64_t num_pages, int32_t* fits) {
   return ask<PoolTable>(pool, fits, [&](PagePool& object) { return object.can_allocate(num_pages); });
+}
+
+pagedkv_status pagedkv_pool_memory(pagedkv_pool pool, void** base, uint64_t* page_bytes, uint64_t* max_pages) {
+  return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
+    if (base != nullptr) *base = object.base();
+    if (page_bytes != nullptr) *page_bytes = object.page_bytes();
+    if (max_pages != nullptr) *max_pages = object.max_capacity_pages();
+    return {};
+  });
 }
 
 pagedkv_status pagedkv_pool_page_data(pagedkv_pool pool, int32_t page, void** data) {
@@ -118,17 +130,19 @@ pagedkv_status pagedkv_pool_set_capacity(pagedkv_pool pool, uint64_t num_pages) 
 
 // Stores --------------------------------------------------------------------------------------------------------------
 
-pagedkv_status pagedkv_store_create(pagedkv_pool pool, uint32_t page_size, const uint32_t* windows, size_t num_groups,
-                                    pagedkv_store* store) {
+pagedkv_status pagedkv_store_create(pagedkv_pool pool, uint32_t page_size, const pagedkv_store_group* groups,
+                                    size_t num_groups, pagedkv_store* store) {
   if (store == nullptr) return report(kNullArgument);
   return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
     try {
-      const Result<std::span<const std::uint32_t>> given = span_of(windows, num_groups);
+      const Result<std::span<const pagedkv_store_group>> given = span_of(groups, num_groups);
       if (!given) return given.error();
       if (num_groups > kMaxLayerGroups) return Error{Errc::kInvalidArgument, "more than 64 layer groups"};
-      std::vector<LayerGroup> groups;
-      for (const std::uint32_t window : *given) groups.push_back({.window_left = window_left_of(window)});
-      Result<SequenceStore> made = SequenceStore::create(object, page_size, groups);
+      std::vector<LayerGroup> layers;
+      for (const pagedkv_store_group& group : *given) {
+        layers.push_back({.window_left = window_left_of(group.window), .sink_tokens = group.sink_tokens});
+      }
+      Result<SequenceStore> made = SequenceStore::create(object, page_size, layers);
       if (!made) return made.error();
       const Result<std::uint64_t> handle = table<StoreTable>().insert(std::move(*made));
       if (!handle) return handle.error();

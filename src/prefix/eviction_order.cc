@@ -84,13 +84,25 @@ PageId EvictionOrder::choose() noexcept {
   const std::size_t lowest = first_bit(occupied_);
   if (lowest < kDefaultRetentionPriority) return pop_front(classes_[lowest]);
   if (num_in_policy_ > 0) {
-    const PageId page = policy_->choose();
-    PAGEDKV_ASSERT(standing(page).place == Place::kPolicy);
+    const PageId page = choose_of_policy();
     --num_in_policy_;
     standing(page).place = Place::kNowhere;
     return page;
   }
   return lowest < kNumClasses ? pop_front(classes_[lowest]) : kNullPage;
+}
+
+// Policies may be a user's own: a choice that is no candidate is replaced by the candidate of the lowest id.
+PageId EvictionOrder::choose_of_policy() noexcept {
+  const auto num_pages = static_cast<std::int64_t>(standings_.num_bytes() / sizeof(Standing));
+  const auto is_candidate = [this](std::int64_t page) { return standings_[page].place == Place::kPolicy; };
+  const PageId chosen = policy_->choose();
+  if (to_index(chosen) >= 0 && to_index(chosen) < num_pages && is_candidate(to_index(chosen))) [[likely]]
+    return chosen;
+  std::int64_t page = 0;
+  while (!is_candidate(page)) ++page;  // there is one: num_in_policy_ counts them
+  policy_->on_withdrawn(PageId{static_cast<std::int32_t>(page)});
+  return PageId{static_cast<std::int32_t>(page)};
 }
 
 void EvictionOrder::park(PageId page) noexcept { push(parked_, page, Place::kParked); }

@@ -85,6 +85,7 @@ class EvictionOrder {
   void demote_expired() noexcept;
   void enter_policy(PageId page) noexcept;
   void leave_class(PageId page) noexcept;
+  PageId choose_of_policy() noexcept;
   PageId pop_front(WaitingList& list) noexcept;
 
   std::shared_ptr<EvictionPolicy> policy_;

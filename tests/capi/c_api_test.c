@@ -62,12 +62,17 @@ static void test_names(void) {
   CHECK(strcmp(pagedkv_status_name(-5), "unknown") == 0);
   CHECK(strcmp(pagedkv_status_name(4711), "unknown") == 0);
   CHECK(strchr(pagedkv_version(), '.') != NULL);
-  const char* name = NULL;
+  const char *name = NULL, *description = NULL;
   int32_t available = -1;
+  size_t index = 99;
   CHECK(pagedkv_num_targets() > 0);
-  OK(pagedkv_target_at(pagedkv_num_targets() - 1, &name, &available));
-  CHECK(name != NULL && available == 1);
-  CHECK_STATUS(pagedkv_target_at(pagedkv_num_targets(), &name, NULL), PAGEDKV_INVALID_ARGUMENT);
+  OK(pagedkv_target_at(pagedkv_num_targets() - 1, &name, &description, &available));
+  CHECK(name != NULL && strlen(description) > 0 && available == 1);
+  OK(pagedkv_find_target((pagedkv_bytes){"SCALAR", 6}, &index));
+  CHECK(index == pagedkv_num_targets() - 1);
+  CHECK_STATUS(pagedkv_find_target((pagedkv_bytes){"abacus", 6}, &index), PAGEDKV_NOT_FOUND);
+  CHECK_STATUS(pagedkv_find_target((pagedkv_bytes){NULL, 6}, &index), PAGEDKV_INVALID_ARGUMENT);
+  CHECK_STATUS(pagedkv_target_at(pagedkv_num_targets(), &name, NULL, NULL), PAGEDKV_INVALID_ARGUMENT);
   OK(pagedkv_active_target(&name));
 }
 
@@ -147,6 +152,9 @@ static void test_serving(void) {
   CHECK(count == 6 && ids[2] == 3);
   OK(pagedkv_sequence_num_groups(chat, &count));
   CHECK(count == 1);
+  uint32_t page_size = 0;
+  OK(pagedkv_sequence_page_size(chat, &page_size));
+  CHECK(page_size == kPageSize);
   OK(pagedkv_sequence_pages_needed(chat, 3, &number));
   CHECK(number == 1);
   OK(pagedkv_sequence_truncate(branch, 5));
@@ -392,6 +400,27 @@ static void test_merge(void) {
   CHECK_STATUS(pagedkv_merge_states(a, &lse_a, b, &lse_b, SIZE_MAX, 2), PAGEDKV_INVALID_ARGUMENT);
 }
 
+// A group with a window gives pages back as its sequence advances, but for those of the sinks.
+static void check_windows(pagedkv_pool pool) {
+  const pagedkv_store_group groups[] = {{.window = 0}, {.window = 5, .sink_tokens = 2}};
+  pagedkv_store store = 0;
+  pagedkv_sequence sequence = 0;
+  int32_t pages[4] = {0};
+  size_t count = 0;
+  CHECK_STATUS(pagedkv_store_create(pool, kPageSize, groups, 65, &store), PAGEDKV_INVALID_ARGUMENT);
+  CHECK_STATUS(pagedkv_store_create(pool, kPageSize, NULL, 1, &store), PAGEDKV_INVALID_ARGUMENT);
+  OK(pagedkv_store_create(pool, kPageSize, groups, 2, &store));
+  OK(pagedkv_store_open(store, &sequence));
+  for (int i = 0; i < 3; ++i) OK(pagedkv_sequence_append(sequence, kPageSize));
+  OK(pagedkv_sequence_append(sequence, 1));
+  OK(pagedkv_sequence_num_groups(sequence, &count));
+  CHECK(count == 2);
+  OK(pagedkv_sequence_pages(sequence, 1, pages, 4, &count));
+  CHECK(count == 4 && pages[0] >= 0 && pages[1] == -1 && pages[2] >= 0);
+  OK(pagedkv_sequence_close(sequence));
+  OK(pagedkv_store_close(store));
+}
+
 static void test_pool_store_and_plan(void) {
   const pagedkv_pool_options options = {.struct_size = sizeof options,
                                         .page_bytes = kPageSize * 2 * kDim * 4,
@@ -440,6 +469,7 @@ static void test_pool_store_and_plan(void) {
   check_plan(pool, pages);
 
   OK(pagedkv_store_close(store));
+  check_windows(pool);
   OK(pagedkv_pool_close(pool));
   OK(pagedkv_sequence_append(sequence, 1));  // keeps what it needs alive
   OK(pagedkv_sequence_close(sequence));
@@ -493,6 +523,9 @@ int main(void) {
   test_bad_options();
   test_pool_store_and_plan();
   test_merge();
+  test_prefix_cache();
+  test_plans();
+  test_misuse();
   test_dense();
   test_interleaved();
   test_threads();

@@ -37,5 +37,9 @@ static inline pagedkv_tensor out(float* data, size_t count) {
 // Of simple_caches_test.c.
 void test_dense(void);
 void test_interleaved(void);
+// Of the files of their names.
+void test_prefix_cache(void);
+void test_plans(void);
+void test_misuse(void);
 
 #endif  // PAGEDKV_TESTS_CAPI_CHECK_H_

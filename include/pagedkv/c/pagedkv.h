@@ -9,6 +9,8 @@
  * Structs that may grow begin with `struct_size`, which the caller sets to sizeof; all other members may be 0, which
  * means the default. A library that is older than its caller refuses members that it does not know unless they are 0.
  *
+ * Functions that the caller passes must not unwind (no exception, no longjmp).
+ *
  * Threads: caches, pools and stores may be used by many threads at once. Sequences, steps, plans and dense caches
  * belong to one thread at a time: a call while another thread is in one gets PAGEDKV_BUSY.
  */
@@ -20,8 +22,12 @@
 
 #include "pagedkv/export.h"
 
+/* Of functions that the library calls: part of their type in C++. */
 #ifdef __cplusplus
+#define PAGEDKV_NOEXCEPT noexcept
 extern "C" {
+#else
+#define PAGEDKV_NOEXCEPT
 #endif
 
 /* Status ------------------------------------------------------------------------------------------------------------*/
@@ -81,11 +87,26 @@ typedef struct {
   size_t size;
 } pagedkv_bytes;
 
-/* Kernel targets ----------------------------------------------------------------------------------------------------*/
+/* The machine and the kernel targets --------------------------------------------------------------------------------*/
 
+/* Sizes in bytes, 0 if unknown. */
+typedef struct {
+  size_t struct_size;
+  const char* model; /* Static storage. */
+  int32_t num_cpus;  /* CPUs that this process may run on. */
+  int32_t num_numa_nodes;
+  uint64_t l1d_bytes, l2_bytes, l3_bytes;
+} pagedkv_cpu_info;
+
+PAGEDKV_API pagedkv_status pagedkv_get_cpu_info(pagedkv_cpu_info* info);
 PAGEDKV_API size_t pagedkv_num_targets(void);
-/* Name of a compiled target, best first, and whether it runs here. NULL out-pointers are skipped. */
-PAGEDKV_API pagedkv_status pagedkv_target_at(size_t index, const char** name, int32_t* available);
+/* Name and description (one line) of a compiled target, best first, and whether it runs here; static storage. NULL
+ * out-pointers are skipped. */
+PAGEDKV_API pagedkv_status pagedkv_target_at(size_t index, const char** name, const char** description,
+                                             int32_t* available);
+/* Index of a target by name, in any case. PAGEDKV_NOT_FOUND, or PAGEDKV_UNSUPPORTED if it cannot run here. */
+PAGEDKV_API pagedkv_status pagedkv_find_target(pagedkv_bytes name, size_t* index);
+/* What plans use when they name none: PAGEDKV_TARGET of the environment, else the best. */
 PAGEDKV_API pagedkv_status pagedkv_active_target(const char** name);
 
 /* The cache ---------------------------------------------------------------------------------------------------------*/
@@ -109,7 +130,33 @@ typedef struct {
   uint32_t window; /* As above. */
 } pagedkv_layer_group;
 
-enum { PAGEDKV_LRU = 0, PAGEDKV_S3FIFO = 1 };
+/* See prefix_cache.h. */
+enum { PAGEDKV_LRU = 0, PAGEDKV_S3FIFO = 1, PAGEDKV_ARC = 2 };
+
+/* An eviction policy of one's own: chooses which unreferenced published page is taken next. Copied; `user` goes with
+ * each call. on_evictable, on_withdrawn and choose must be given, the others may be NULL.
+ *
+ * Calls come under the pool's lock, from any thread, one at a time: be quick, never call pagedkv. A choice that is no
+ * candidate is replaced by one that is, which on_withdrawn tells. */
+typedef struct {
+  size_t struct_size;
+  void* user;
+  /* Called once, first: ids are below `num_pages`. Anything but PAGEDKV_OK refuses the cache. */
+  pagedkv_status (*attach)(void* user, uint64_t num_pages) PAGEDKV_NOEXCEPT;
+  /* A page can be found from now on; `hash` is of its tokens and all before, `index` its position in the prefix. */
+  void (*on_published)(void* user, int32_t page, uint64_t hash, uint64_t index) PAGEDKV_NOEXCEPT;
+  void (*on_hit)(void* user, int32_t page) PAGEDKV_NOEXCEPT;       /* Found by its tokens; it is referenced. */
+  void (*on_evictable)(void* user, int32_t page) PAGEDKV_NOEXCEPT; /* Became a candidate: nobody refers to it. */
+  void (*on_withdrawn)(void* user, int32_t page) PAGEDKV_NOEXCEPT; /* Is none any more. */
+  int32_t (*choose)(void* user) PAGEDKV_NOEXCEPT;                  /* One of the candidates, then none any more. */
+  /* Called once, when the cache is gone with all that kept it alive; not if pagedkv_cache_create failed. */
+  void (*destroy)(void* user) PAGEDKV_NOEXCEPT;
+} pagedkv_eviction_policy;
+
+/* Hash of tokens [count] after a prefix with hash `seed`. It finds candidates only: tokens are always compared. */
+typedef uint64_t (*pagedkv_hash_function)(const int32_t* tokens, size_t count, uint64_t seed) PAGEDKV_NOEXCEPT;
+/* Milliseconds of a clock that never goes back. */
+typedef uint64_t (*pagedkv_clock_function)(void) PAGEDKV_NOEXCEPT;
 
 typedef struct {
   size_t struct_size;
@@ -124,14 +171,29 @@ typedef struct {
   uint64_t watermark_pages;
   int32_t no_huge_pages;
   int32_t no_prefix_cache;
-  uint32_t eviction_policy;
-  uint32_t reserved; /* 0. */
-  uint64_t event_capacity;
+  uint32_t eviction_policy; /* PAGEDKV_LRU and so on. */
+  uint32_t reserved;        /* 0. */
+  uint64_t event_capacity;  /* Events that wait for pagedkv_cache_poll_events; 0 = none. */
   pagedkv_attention_variant attention;
   const pagedkv_layer_group* layer_groups;
   size_t num_layer_groups;
-  pagedkv_bytes target; /* Kernel target by name; empty = the active one. */
+  pagedkv_bytes target;                  /* Kernel target by name; empty = the active one. */
+  const pagedkv_eviction_policy* policy; /* In place of eviction_policy; copied. NULL = eviction_policy. */
+  pagedkv_hash_function hash;            /* NULL = XXH3. */
+  pagedkv_clock_function now_ms;         /* Of retention durations; NULL = the steady clock. */
 } pagedkv_cache_options;
+
+/* What a cache was made with, defaults filled in. Pointers are valid while the cache is open. */
+typedef struct {
+  size_t struct_size;
+  uint32_t num_layers, num_q_heads, num_kv_heads, head_dim, v_head_dim;
+  pagedkv_dtype dtype;
+  uint32_t page_size;
+  int32_t has_prefix_cache;
+  uint64_t page_bytes, capacity_pages, max_capacity_pages, watermark_pages;
+  pagedkv_attention_variant attention;
+  pagedkv_bytes target; /* As given: empty = the active one. */
+} pagedkv_cache_info;
 
 typedef struct {
   uint64_t begin_token, end_token; /* end is exclusive. */
@@ -190,7 +252,7 @@ typedef struct {
   const int32_t* tokens; /* [num_tokens] during the callback. */
   size_t num_tokens;
 } pagedkv_event;
-typedef void (*pagedkv_event_callback)(void* user, const pagedkv_event* event);
+typedef void (*pagedkv_event_callback)(void* user, const pagedkv_event* event) PAGEDKV_NOEXCEPT;
 
 PAGEDKV_API pagedkv_status pagedkv_cache_create(const pagedkv_cache_options* options, pagedkv_cache* cache);
 /* Sequences and steps live on. */
@@ -209,6 +271,7 @@ PAGEDKV_API pagedkv_status pagedkv_cache_pages_needed(pagedkv_cache cache, const
 PAGEDKV_API pagedkv_status pagedkv_cache_can_admit(pagedkv_cache cache, uint64_t prompt_tokens, uint64_t max_new_tokens,
                                                    uint64_t step_tokens, int32_t* fits);
 PAGEDKV_API pagedkv_status pagedkv_cache_get_stats(pagedkv_cache cache, pagedkv_cache_stats* stats);
+PAGEDKV_API pagedkv_status pagedkv_cache_get_info(pagedkv_cache cache, pagedkv_cache_info* info);
 PAGEDKV_API pagedkv_status pagedkv_cache_page_bytes(pagedkv_cache cache, uint64_t* bytes);
 PAGEDKV_API pagedkv_status pagedkv_cache_view(pagedkv_cache cache, uint32_t layer, pagedkv_kv_view* view);
 PAGEDKV_API pagedkv_status pagedkv_cache_page_table_of(pagedkv_cache cache, uint32_t layer, size_t* group);
@@ -218,7 +281,9 @@ PAGEDKV_API pagedkv_status pagedkv_cache_pin(pagedkv_cache cache, const int32_t*
                                              const pagedkv_open_options* options, uint64_t* pin);
 PAGEDKV_API pagedkv_status pagedkv_cache_unpin(pagedkv_cache cache, uint64_t pin);
 PAGEDKV_API pagedkv_status pagedkv_cache_clear_prefixes(pagedkv_cache cache);
-/* The callback runs in this thread and must not unwind. `num_events` may be NULL. */
+/* The cache's own pool, as a handle to be closed like any other. */
+PAGEDKV_API pagedkv_status pagedkv_cache_pool(pagedkv_cache cache, pagedkv_pool* pool);
+/* The callback runs in this thread. `num_events` may be NULL. */
 PAGEDKV_API pagedkv_status pagedkv_cache_poll_events(pagedkv_cache cache, pagedkv_event_callback callback, void* user,
                                                      uint64_t* num_events);
 
@@ -233,6 +298,7 @@ PAGEDKV_API pagedkv_status pagedkv_sequence_fork(pagedkv_sequence sequence, page
 PAGEDKV_API pagedkv_status pagedkv_sequence_num_tokens(pagedkv_sequence sequence, uint64_t* num_tokens);
 PAGEDKV_API pagedkv_status pagedkv_sequence_cached_tokens(pagedkv_sequence sequence, uint64_t* num_tokens);
 PAGEDKV_API pagedkv_status pagedkv_sequence_num_groups(pagedkv_sequence sequence, size_t* num_groups);
+PAGEDKV_API pagedkv_status pagedkv_sequence_page_size(pagedkv_sequence sequence, uint32_t* page_size);
 PAGEDKV_API pagedkv_status pagedkv_sequence_pages_needed(pagedkv_sequence sequence, uint32_t num_tokens,
                                                          uint64_t* pages);
 /* Copies at most `capacity` page ids (-1 where a window released one) to `pages`, and tells how many there are: call
@@ -275,17 +341,30 @@ PAGEDKV_API pagedkv_status pagedkv_pool_allocate(pagedkv_pool pool, int32_t* pag
 PAGEDKV_API pagedkv_status pagedkv_pool_retain(pagedkv_pool pool, const int32_t* pages, size_t num_pages);
 PAGEDKV_API pagedkv_status pagedkv_pool_release(pagedkv_pool pool, const int32_t* pages, size_t num_pages);
 PAGEDKV_API pagedkv_status pagedkv_pool_ref_count(pagedkv_pool pool, int32_t page, uint32_t* references);
+/* Whether a page holds a published prefix that nobody refers to. */
+PAGEDKV_API pagedkv_status pagedkv_pool_is_evictable(pagedkv_pool pool, int32_t page, int32_t* evictable);
 PAGEDKV_API pagedkv_status pagedkv_pool_available(pagedkv_pool pool, uint64_t* pages);
 PAGEDKV_API pagedkv_status pagedkv_pool_can_allocate(pagedkv_pool pool, uint64_t num_pages, int32_t* fits);
+/* Memory of all pages: page p begins at base + p * page_bytes for ever. `max_pages`: ids are below it. NULL
+ * out-pointers are skipped. */
+PAGEDKV_API pagedkv_status pagedkv_pool_memory(pagedkv_pool pool, void** base, uint64_t* page_bytes,
+                                               uint64_t* max_pages);
 /* Memory of a page; it never moves. PAGEDKV_INVALID_ARGUMENT for an id out of range. */
 PAGEDKV_API pagedkv_status pagedkv_pool_page_data(pagedkv_pool pool, int32_t page, void** data);
 PAGEDKV_API pagedkv_status pagedkv_pool_get_stats(pagedkv_pool pool, pagedkv_pool_stats* stats);
 PAGEDKV_API pagedkv_status pagedkv_pool_trim(pagedkv_pool pool, uint64_t* given_bytes); /* NULL is skipped. */
 PAGEDKV_API pagedkv_status pagedkv_pool_set_capacity(pagedkv_pool pool, uint64_t num_pages);
 
-/* Sequences over a pool. `windows` [num_groups] as pagedkv_layer_group::window; none = one group that sees all. */
-PAGEDKV_API pagedkv_status pagedkv_store_create(pagedkv_pool pool, uint32_t page_size, const uint32_t* windows,
-                                                size_t num_groups, pagedkv_store* store);
+/* Layers that see the same keys and share a page table. */
+typedef struct {
+  uint32_t window;      /* As pagedkv_layer_group::window. */
+  uint32_t sink_tokens; /* First tokens whose pages a window keeps. */
+} pagedkv_store_group;
+
+/* Sequences over a pool. `groups` [num_groups]; none = one group that sees all keys. */
+PAGEDKV_API pagedkv_status pagedkv_store_create(pagedkv_pool pool, uint32_t page_size,
+                                                const pagedkv_store_group* groups, size_t num_groups,
+                                                pagedkv_store* store);
 PAGEDKV_API pagedkv_status pagedkv_store_close(pagedkv_store store);
 PAGEDKV_API pagedkv_status pagedkv_store_open(pagedkv_store store, pagedkv_sequence* sequence);
 PAGEDKV_API pagedkv_status pagedkv_store_open_sequences(pagedkv_store store, uint64_t* num_sequences);
@@ -300,6 +379,7 @@ typedef struct {
   pagedkv_dtype kv_dtype;
   pagedkv_attention_variant variant;
   pagedkv_bytes target;
+  int32_t cascade; /* Non-zero: neighbours with the same leading pages read them once; see attention.h. */
 } pagedkv_attention_config;
 
 enum { PAGEDKV_MASK_NONE = 0, PAGEDKV_MASK_BOOL = 1, PAGEDKV_MASK_ADDITIVE = 2, PAGEDKV_MASK_BITS = 3 };
@@ -341,6 +421,10 @@ PAGEDKV_API pagedkv_status pagedkv_plan_workspace_bytes(const pagedkv_attention_
 PAGEDKV_API pagedkv_status pagedkv_plan_create(const pagedkv_attention_config* config,
                                                const pagedkv_attention_batch* batch, void* workspace,
                                                size_t workspace_bytes, pagedkv_plan* plan);
+/* Plans the next step of the same sequences: as many query rows each, longer keys. Refused, the plan is as it was. */
+PAGEDKV_API pagedkv_status pagedkv_plan_extend(pagedkv_plan plan, const pagedkv_attention_batch* batch);
+/* q [rows][num_q_heads][head_dim], out [rows][num_q_heads][v_head_dim], lse [rows][num_q_heads] (natural logarithm) or
+ * NULL with num_lse 0. */
 PAGEDKV_API pagedkv_status pagedkv_plan_run(pagedkv_plan plan, const pagedkv_kv_view* pages, pagedkv_const_tensor q,
                                             pagedkv_tensor out, float* lse, size_t num_lse);
 PAGEDKV_API pagedkv_status pagedkv_plan_num_rows(pagedkv_plan plan, size_t* num_rows);

@@ -226,6 +226,38 @@ TEST(Eviction, AUsersPolicyChooses) {
   EXPECT_EQ(policy->hits.size(), 2U);
 }
 
+// A policy with a fault: it chooses what is no candidate.
+class LyingPolicy final : public EvictionPolicy {
+ public:
+  explicit LyingPolicy(PageId answer) : answer_(answer) {}
+  Result<void> attach(std::uint64_t) noexcept override { return {}; }
+  void on_evictable(PageId page) noexcept override { candidates.push_back(page); }
+  void on_withdrawn(PageId page) noexcept override { std::erase(candidates, page); }
+  PageId choose() noexcept override { return answer_; }
+  [[nodiscard]] const char* name() const noexcept override { return "liar"; }
+  std::vector<PageId> candidates;
+
+ private:
+  PageId answer_;
+};
+
+TEST(Eviction, AChoiceThatIsNoCandidateIsReplacedByOneThatIs) {
+  for (const PageId answer : {kNullPage, PageId{0}, PageId{7}, PageId{1 << 30}, PageId{INT32_MIN}}) {
+    const auto policy = std::make_shared<LyingPolicy>(answer);
+    CachedStore c(8, 2, {.policy = policy});
+    {
+      Sequence s = c.prefill(run_of_tokens(9));
+    }
+    allocate(c, 4);  // what is free, page 7 among it
+    for (std::uint64_t left = 4; left > 0; --left) {
+      EXPECT_EQ(c.pool().stats().evictable_pages, left);
+      allocate(c, 1);
+    }
+    EXPECT_EQ(c.index().stats().published_pages, 0U);
+    EXPECT_LE(policy->candidates.size(), 1U) << "it was told of every page but one that it chose rightly";
+  }
+}
+
 // Tokens of a popular prompt that survive many prompts that come once.
 std::uint64_t survivors_of_a_scan(std::shared_ptr<EvictionPolicy> policy) {
   CachedStore c(24, 2, {.policy = std::move(policy)});

@@ -1,0 +1,197 @@
+// Plans from C: masks, biases, sinks, cascade, extension, a workspace of one's own. Pages hold keys of zeros, so that
+// every visible key weighs the same and the expected output is a mean.
+#include <math.h>
+#include <stdalign.h>
+#include <stdint.h>
+
+#include "check.h"
+#include "pagedkv/c/pagedkv.h"
+
+enum { kDim = 2, kPageSize = 4, kPages = 3, kTokens = kPages * kPageSize };
+
+static float k_rows[kTokens * kDim], v_rows[kTokens * kDim];
+
+// Token t has the value t in all elements of V; pages lie in order.
+static pagedkv_kv_view pages_of_zeros(void) {
+  for (int i = 0; i < kTokens * kDim; ++i) k_rows[i] = 0, v_rows[i] = (float)(i / kDim);
+  return (pagedkv_kv_view){.k = k_rows,
+                           .v = v_rows,
+                           .k_page_stride = kPageSize * kDim * 4,
+                           .k_head_stride = kPageSize * kDim * 4,
+                           .k_token_stride = kDim * 4,
+                           .v_page_stride = kPageSize * kDim * 4,
+                           .v_head_stride = kPageSize * kDim * 4,
+                           .v_token_stride = kDim * 4,
+                           .num_pages = kPages};
+}
+
+static pagedkv_attention_config one_head(void) {
+  return (pagedkv_attention_config){.struct_size = sizeof(pagedkv_attention_config),
+                                    .num_q_heads = 1,
+                                    .num_kv_heads = 1,
+                                    .head_dim = kDim,
+                                    .page_size = kPageSize,
+                                    .kv_dtype = PAGEDKV_F32};
+}
+
+static const int32_t kTable[] = {0, 1, 2};
+
+// One sequence with one query row, over the first tokens of the pages.
+static pagedkv_attention_batch decode(const int32_t* seq_len) {
+  static const int32_t qo_indptr[] = {0, 1};
+  return (pagedkv_attention_batch){.struct_size = sizeof(pagedkv_attention_batch),
+                                   .qo_indptr = qo_indptr,
+                                   .num_qo_indptr = 2,
+                                   .block_table = kTable,
+                                   .num_block_table = kPages,
+                                   .block_table_stride = kPages,
+                                   .seq_lens = seq_len,
+                                   .num_seq_lens = 1};
+}
+
+// Output of a plan of one row, and its lse.
+static float run(const pagedkv_attention_config* config, const pagedkv_attention_batch* batch, float* lse) {
+  const pagedkv_kv_view pages = pages_of_zeros();
+  const float q[kDim] = {1, 1};
+  float result[kDim] = {-1, -1};
+  pagedkv_plan plan = 0;
+  OK(pagedkv_plan_create(config, batch, NULL, 0, &plan));
+  OK(pagedkv_plan_run(plan, &pages, in(q, kDim), out(result, kDim), lse, lse != NULL ? 1 : 0));
+  OK(pagedkv_plan_close(plan));
+  CHECK(result[0] == result[1]);
+  return result[0];
+}
+
+static void test_masks(void) {
+  const pagedkv_attention_config config = one_head();
+  const int32_t length = 4;
+  const int64_t offset = 0;
+  const uint8_t booleans[] = {1, 0, 0, 1}, bits[] = {0x9};
+  const float additive[] = {0, -INFINITY, -INFINITY, 0};
+  const struct {
+    uint32_t kind;
+    const void* mask;
+    size_t bytes;
+  } masks[] = {{PAGEDKV_MASK_BOOL, booleans, sizeof booleans},
+               {PAGEDKV_MASK_BITS, bits, sizeof bits},
+               {PAGEDKV_MASK_ADDITIVE, additive, sizeof additive}};
+  for (size_t i = 0; i < 3; ++i) {
+    pagedkv_attention_batch batch = decode(&length);
+    batch.mask_kind = masks[i].kind;
+    batch.mask = masks[i].mask;
+    batch.mask_bytes = masks[i].bytes;
+    batch.mask_offsets = &offset;
+    batch.num_mask_offsets = 1;
+    CHECK(fabsf(run(&config, &batch, NULL) - 1.5F) < 1e-6F);  // tokens 0 and 3
+    pagedkv_plan plan = 0;
+    batch.mask_bytes = 0;
+    CHECK_STATUS(pagedkv_plan_create(&config, &batch, NULL, 0, &plan), PAGEDKV_INVALID_ARGUMENT);
+    batch.mask_bytes = masks[i].bytes;
+    batch.mask_kind = 9;
+    CHECK_STATUS(pagedkv_plan_create(&config, &batch, NULL, 0, &plan), PAGEDKV_INVALID_ARGUMENT);
+  }
+}
+
+static void test_variants(void) {
+  const int32_t length = 4;
+  const pagedkv_attention_batch batch = decode(&length);
+  float lse = 0;
+  pagedkv_attention_config config = one_head();
+  CHECK(fabsf(run(&config, &batch, &lse) - 1.5F) < 1e-6F && fabsf(lse - logf(4)) < 1e-6F);
+
+  const float sink = 0;  // a fifth place in the softmax, without a value
+  config.variant.sinks = &sink;
+  config.variant.num_sinks = 1;
+  CHECK(fabsf(run(&config, &batch, &lse) - 6 / 5.0F) < 1e-6F);
+
+  config = one_head();
+  const float slope = 1;  // logit of key j: j - 3
+  config.variant.alibi_slopes = &slope;
+  config.variant.num_alibi_slopes = 1;
+  float sum = 0, mean = 0;
+  for (int j = 0; j < 4; ++j) sum += expf((float)(j - 3)), mean += expf((float)(j - 3)) * (float)j;
+  CHECK(fabsf(run(&config, &batch, NULL) - mean / sum) < 1e-5F);
+
+  config = one_head();
+  config.variant.window = 2;
+  CHECK(fabsf(run(&config, &batch, NULL) - 2.5F) < 1e-6F);
+  config.variant.window = 0;
+  config.variant.logits_soft_cap = 5;
+  CHECK(fabsf(run(&config, &batch, NULL) - 1.5F) < 1e-6F);
+
+  pagedkv_plan plan = 0;
+  const float bad[] = {NAN, INFINITY, -1};
+  for (size_t i = 0; i < 3; ++i) {
+    config.variant.logits_soft_cap = bad[i];
+    CHECK_STATUS(pagedkv_plan_create(&config, &batch, NULL, 0, &plan), PAGEDKV_INVALID_ARGUMENT);
+  }
+}
+
+static void test_extend(void) {
+  const pagedkv_attention_config config = one_head();
+  const pagedkv_kv_view pages = pages_of_zeros();
+  const float q[kDim] = {1, 1};
+  float result[kDim];
+  int32_t length = 4;
+  pagedkv_attention_batch batch = decode(&length);
+  pagedkv_plan plan = 0;
+  OK(pagedkv_plan_create(&config, &batch, NULL, 0, &plan));
+  for (length = 5; length <= kTokens; ++length) {
+    OK(pagedkv_plan_extend(plan, &batch));
+    OK(pagedkv_plan_run(plan, &pages, in(q, kDim), out(result, kDim), NULL, 0));
+    CHECK(fabsf(result[0] - (float)(length - 1) / 2) < 1e-5F);
+  }
+  const int32_t two_rows[] = {0, 2};
+  pagedkv_attention_batch other = batch;
+  other.qo_indptr = two_rows;
+  length = kTokens;
+  CHECK_STATUS(pagedkv_plan_extend(plan, &other), PAGEDKV_INVALID_ARGUMENT);
+  other = batch;
+  other.block_table = NULL;
+  CHECK_STATUS(pagedkv_plan_extend(plan, &other), PAGEDKV_INVALID_ARGUMENT);
+  CHECK_STATUS(pagedkv_plan_extend(plan, NULL), PAGEDKV_INVALID_ARGUMENT);
+  OK(pagedkv_plan_run(plan, &pages, in(q, kDim), out(result, kDim), NULL, 0));  // as it was
+  CHECK(fabsf(result[0] - (kTokens - 1) / 2.0F) < 1e-5F);
+  OK(pagedkv_plan_close(plan));
+  CHECK_STATUS(pagedkv_plan_extend(plan, &batch), PAGEDKV_CLOSED);
+}
+
+static void test_workspace_and_cascade(void) {
+  pagedkv_attention_config config = one_head();
+  const int32_t qo_indptr[] = {0, 1, 2}, kv_indptr[] = {0, 2, 5}, indices[] = {0, 1, 0, 1, 2}, last[] = {4, 2};
+  const pagedkv_attention_batch batch = {.struct_size = sizeof batch,
+                                         .qo_indptr = qo_indptr,
+                                         .num_qo_indptr = 3,
+                                         .kv_indptr = kv_indptr,
+                                         .num_kv_indptr = 3,
+                                         .kv_indices = indices,
+                                         .num_kv_indices = 5,
+                                         .kv_last_page_len = last,
+                                         .num_kv_last_page_len = 2};
+  const pagedkv_kv_view pages = pages_of_zeros();
+  const float q[2 * kDim] = {1, 1, 1, 1};
+  static alignas(64) char memory[1 << 16];
+  for (config.cascade = 0; config.cascade < 2; ++config.cascade) {
+    size_t needed = 0;
+    OK(pagedkv_plan_workspace_bytes(&config, &batch, &needed));
+    CHECK(needed <= sizeof memory);
+    pagedkv_plan plan = 0;
+    float result[2 * kDim];
+    OK(pagedkv_plan_create(&config, &batch, memory, sizeof memory, &plan));
+    OK(pagedkv_plan_run(plan, &pages, in(q, 2 * kDim), out(result, 2 * kDim), NULL, 0));
+    CHECK(fabsf(result[0] - 3.5F) < 1e-5F && fabsf(result[kDim] - 4.5F) < 1e-5F);
+    OK(pagedkv_plan_close(plan));
+    if (needed > 0) {
+      CHECK_STATUS(pagedkv_plan_create(&config, &batch, memory, needed - 1, &plan), PAGEDKV_INVALID_ARGUMENT);
+    }
+    CHECK_STATUS(pagedkv_plan_create(&config, &batch, memory + 1, 1 << 15, &plan), PAGEDKV_INVALID_ARGUMENT);
+    CHECK_STATUS(pagedkv_plan_create(&config, &batch, NULL, 1 << 15, &plan), PAGEDKV_INVALID_ARGUMENT);
+  }
+}
+
+void test_plans(void) {
+  test_masks();
+  test_variants();
+  test_extend();
+  test_workspace_and_cascade();
+}
