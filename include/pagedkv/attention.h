@@ -21,11 +21,13 @@ namespace pagedkv {
 ///
 /// For query row i at position p of its sequence and key j, with s = sm_scale * (q_i . k_j):
 /// logit = soft_cap(s) + alibi_slope[head] * (j - p) + mask(i, j), where soft_cap(s) = cap * tanh(s / cap);
-/// j is visible if (not causal or j <= p) and (window_left < 0 or j >= p - window_left) and the mask lets it.
+/// j is visible if (not causal or j <= p) and (window_left < 0 or j >= p - window_left or j < sink_tokens) and the mask
+/// lets it.
 struct AttentionVariant {
   float sm_scale = 0;                        ///< Multiplies q.k. 0 means 1 / sqrt(head_dim). Must be finite.
   bool causal = true;                        ///< A query sees keys up to its own position.
   std::int32_t window_left = -1;             ///< Keys to the left of a query that it sees besides its own; -1 = all.
+  std::uint32_t sink_tokens = 0;             ///< First tokens that every query sees beside its window (StreamingLLM).
   float logits_soft_cap = 0;                 ///< cap * tanh(x / cap) on scaled logits; 0 = off. Finite, not negative.
   std::span<const float> sinks = {};         ///< [num_q_heads] learned logits that join the softmax without a value.
   std::span<const float> alibi_slopes = {};  ///< [num_q_heads].
@@ -141,14 +143,16 @@ class PAGEDKV_API AttentionPlan {
   /// A row that sees no key gives zeros and lse = -inf, never NaN.
   ///
   /// Shape:   q [rows][num_q_heads][head_dim], out [rows][num_q_heads][v_head_dim], any dtype each;
-  ///          lse [rows][num_q_heads], natural logarithm, or empty
-  /// Errors:  kInvalidArgument  a span of the wrong size, a page id not below pages.num_pages, bad strides
+  ///          lse [rows][num_q_heads], natural logarithm, or empty;
+  ///          sinks [num_q_heads] of this layer in place of AttentionVariant::sinks, or empty
+  /// Errors:  kInvalidArgument  a span of the wrong size, a page id not below pages.num_pages, bad strides or sinks
   ///          kCancelled        the caller's task group was cancelled
   /// Result:  bitwise equal for any thread count; across targets within the bound of docs/NUMERICS.md
   /// Cost:    reads each visible page once a kv head. Allocates nothing, takes no lock.
   /// Threads: runs in the caller's tbb::task_arena; one run of a plan at a time, several plans at once.
   /// Source:  online softmax, arXiv:1805.02867; mergeable states, arXiv:2501.01005; paging, arXiv:2309.06180
-  Result<void> run(const KvView& pages, ConstTensor q, Tensor out, std::span<float> lse = {}) const noexcept;
+  Result<void> run(const KvView& pages, ConstTensor q, Tensor out, std::span<float> lse = {},
+                   std::span<const float> sinks = {}) const noexcept;
 
   [[nodiscard]] std::size_t num_rows() const noexcept;    ///< Query rows of the batch.
   [[nodiscard]] const char* target() const noexcept;      ///< Name of the kernel target in use.

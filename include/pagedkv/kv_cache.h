@@ -34,6 +34,7 @@ struct ModelShape {
 struct KvLayerGroup {
   std::span<const std::uint32_t> layers = {};  ///< Layer numbers; every layer is in one group.
   std::int32_t window_left = -1;               ///< As AttentionVariant::window_left, for these layers.
+  std::uint32_t sink_tokens = 0;               ///< As AttentionVariant::sink_tokens; their pages are kept.
 };
 
 struct KvCacheOptions {
@@ -46,9 +47,11 @@ struct KvCacheOptions {
   HugePages huge_pages = HugePages::kTransparent;
   bool prefix_cache = true;        ///< Full pages of known tokens stay findable until they are needed.
   PrefixCacheOptions prefix = {};  ///< Eviction policy, events, clock.
-  /// What every layer computes. Spans are copied. Pages behind `window_left` are released as sequences advance.
+  /// What every layer computes. Spans are copied; `sinks` may be [num_layers][num_q_heads], for each layer its own.
+  /// Pages behind `window_left` are released as sequences advance, but for those of the first `sink_tokens`.
   AttentionVariant attention = {};
-  /// Layers with windows of their own, with `attention.window_left` at -1; empty = all layers alike. Copied.
+  /// Layers with windows of their own, with `attention.window_left` at -1 and `attention.sink_tokens` at 0; empty =
+  /// all layers alike. Copied.
   std::span<const KvLayerGroup> layer_groups = {};
   /// Layers of a group that share a page; groups of more take several page tables. 0 = as many as leave at most a
   /// twentieth of the places in pages empty (CacheStats::padding_bytes_per_token says what they cost).
@@ -103,7 +106,8 @@ class PAGEDKV_API Step {
   ///
   /// Shape:  q [num_rows][num_q_heads][head_dim], out [num_rows][num_q_heads][v_head_dim],
   ///         lse [num_rows][num_q_heads] natural logarithm or empty
-  /// Errors: kInvalidArgument (layer or size), kClosed, kCancelled, kOutOfMemory (first call of a step)
+  /// Errors: kInvalidArgument (layer or size; the caller slid over what the layer sees), kClosed, kCancelled,
+  ///         kOutOfMemory (first call of a step)
   /// Cost:   as AttentionPlan::run; the first call of a step also makes the plan of all layers. Allocates nothing
   /// later.
   Result<void> attend(std::uint32_t layer, ConstTensor q, Tensor out, std::span<float> lse = {}) noexcept;

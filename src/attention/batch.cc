@@ -119,6 +119,12 @@ bool is_stride(std::int64_t stride, std::size_t element) noexcept {
 
 }  // namespace
 
+Result<void> check_sinks(std::span<const float> sinks, std::uint32_t num_q_heads) noexcept {
+  const auto is_sink = [](float value) { return value < std::numeric_limits<float>::infinity(); };  // -inf is no sink
+  if (sinks.empty() || (sinks.size() == num_q_heads && std::all_of(sinks.begin(), sinks.end(), is_sink))) return {};
+  return invalid("sinks must be one number a query head, below infinity");
+}
+
 Result<kernels::AttendParams> read_layer(const AttentionConfig& config) noexcept {
   const AttentionVariant& variant = config.variant;
   const std::uint32_t v_head_dim = config.v_head_dim != 0 ? config.v_head_dim : config.head_dim;
@@ -136,11 +142,7 @@ Result<kernels::AttendParams> read_layer(const AttentionConfig& config) noexcept
     return invalid("logits_soft_cap must be finite and not negative");
   }
   const auto is_finite = [](float value) { return std::isfinite(value); };
-  const auto is_sink = [](float value) { return value < std::numeric_limits<float>::infinity(); };  // -inf is no sink
-  if (!variant.sinks.empty() && (variant.sinks.size() != config.num_q_heads ||
-                                 !std::all_of(variant.sinks.begin(), variant.sinks.end(), is_sink))) {
-    return invalid("sinks must be one number a query head, below infinity");
-  }
+  if (auto checked = check_sinks(variant.sinks, config.num_q_heads); !checked) return checked.error();
   if (!variant.alibi_slopes.empty() &&
       (variant.alibi_slopes.size() != config.num_q_heads ||
        !std::all_of(variant.alibi_slopes.begin(), variant.alibi_slopes.end(), is_finite))) {
@@ -156,6 +158,7 @@ Result<kernels::AttendParams> read_layer(const AttentionConfig& config) noexcept
   params.kv_dtype = config.kv_dtype;
   params.causal = variant.causal;
   params.window_left = variant.window_left < 0 ? -1 : variant.window_left;
+  params.sink_tokens = variant.window_left < 0 ? 0 : variant.sink_tokens;
   params.sm_scale = variant.sm_scale != 0 ? variant.sm_scale : 1.0F / std::sqrt(static_cast<float>(config.head_dim));
   params.logits_soft_cap = variant.logits_soft_cap;
   params.alibi_slopes = variant.alibi_slopes.empty() ? nullptr : variant.alibi_slopes.data();

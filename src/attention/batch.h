@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/attend.h"
 #include "pagedkv/attention.h"
@@ -21,10 +22,16 @@ struct SequenceView {
   std::int64_t mask_offset = 0, mask_row_stride = 0, mask_head_stride = 0;
 };
 
-/// Keys [begin, end) that some row of a sequence can see by causality and window; empty ranges have begin == end.
+/// Keys [begin, end) that some row of a sequence can see by causality and window, without the sink tokens before
+/// `begin`; empty ranges have begin == end.
 struct KeyRange {
   std::int64_t begin = 0, end = 0;
 };
+
+/// Learned sinks [num_q_heads] or none.
+///
+/// Errors: kInvalidArgument
+Result<void> check_sinks(std::span<const float> sinks, std::uint32_t num_q_heads) noexcept;
 
 /// Checks a layer and translates it; q, out, lse and pages are left null. Borrows sinks and slopes.
 ///

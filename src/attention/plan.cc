@@ -57,20 +57,25 @@ struct Planned {
   std::span<std::byte> workspace;
   float* partial_out = nullptr;                             // [num_states][v_head_dim]
   float* partial_lse = nullptr;                             // [num_states]
-  std::byte* scratch = nullptr;                             // [num_lanes][scratch_bytes]
+  std::byte* scratch = nullptr;                             // [num_lanes][lane_bytes]
   std::unique_ptr<std::atomic<std::int32_t>[]> units_left;  // [merges][num_kv_heads]
 
   Result<void> build(const AttentionConfig& layer, const AttentionBatch& batch);
   Result<void> extend(const AttentionBatch& batch);
   Result<void> place(std::span<std::byte> memory) noexcept;
   [[nodiscard]] std::size_t workspace_bytes() const noexcept {
-    return partial_out_bytes() + partial_lse_bytes() + num_lanes() * schedule.scratch_bytes;
+    return partial_out_bytes() + partial_lse_bytes() + num_lanes() * lane_bytes();
   }
   [[nodiscard]] std::size_t num_tasks() const noexcept { return schedule.units.size() * params.num_kv_heads; }
   [[nodiscard]] std::size_t num_lanes() const noexcept {
     return std::min(num_tasks(), static_cast<std::size_t>(std::max(cpu_info().num_cpus, 4)));
   }
   [[nodiscard]] std::size_t num_rows() const noexcept { return static_cast<std::size_t>(qo_indptr.back()); }
+  /// Of one lane: the scratch of its kernel, then the states of sinks and of windows, [2][sink_states][v_head_dim] and
+  /// [2][sink_states].
+  [[nodiscard]] std::size_t lane_bytes() const noexcept {
+    return schedule.scratch_bytes + round_up(2 * schedule.sink_states * (params.v_head_dim + 1) * sizeof(float));
+  }
   [[nodiscard]] double seconds() const noexcept;
 
  private:
@@ -89,7 +94,8 @@ struct Planned {
 class AttentionRun {
  public:
   AttentionRun(const Planned& plan, const kernels::AttendParams& params) noexcept
-      : plan_(plan), params_(params), num_tasks_(plan.num_tasks()) {
+      : plan_(plan), params_(params), unwindowed_(params), num_tasks_(plan.num_tasks()) {
+    unwindowed_.window_left = -1;
     const std::size_t heads = params.num_kv_heads;
     for (std::size_t m = 0; m < plan.schedule.merges.size(); ++m) {
       for (std::size_t h = 0; h < heads; ++h) {
@@ -101,7 +107,7 @@ class AttentionRun {
   /// Computes tasks until none is left. A lane claims a task before it begins the one at hand, whose kernel then
   /// prefetches the first keys of the claimed one.
   void lane(std::size_t index) noexcept {
-    std::byte* const scratch = plan_.scratch + index * plan_.schedule.scratch_bytes;
+    std::byte* const scratch = plan_.scratch + index * plan_.lane_bytes();
     kernels::AttendTask tasks[2];
     std::size_t at = claim();
     if (at < num_tasks_) tasks[0] = task(at);
@@ -112,7 +118,7 @@ class AttentionRun {
         tasks[i ^ 1] = task(next);
         tasks[i].next = &tasks[i ^ 1];
       }
-      unit(at).kernel->attend(params_, tasks[i], scratch);
+      attend(unit(at), tasks[i], scratch);
       done(at);
       at = next;
     }
@@ -151,6 +157,37 @@ class AttentionRun {
     return task;
   }
 
+  void attend(const attention::Unit& work, const kernels::AttendTask& task, std::byte* scratch) noexcept {
+    if (work.sink_end > 0) return attend_with_sinks(work, task, scratch);
+    work.kernel->attend(work.is_windowed ? params_ : unwindowed_, task, scratch);
+  }
+
+  // The sink tokens and the window, one after the other, each a state; then the state of both.
+  void attend_with_sinks(const attention::Unit& work, const kernels::AttendTask& task, std::byte* scratch) noexcept {
+    const std::size_t count = static_cast<std::size_t>(task.num_rows) * params_.group, dim = params_.v_head_dim;
+    auto* const sink_out = reinterpret_cast<float*>(scratch + plan_.schedule.scratch_bytes);  // [count][dim]
+    float* const window_out = sink_out + count * dim;                                         // [count][dim]
+    float* const sink_lse = window_out + count * dim;                                         // [count]
+    float* const window_lse = sink_lse + count;                                               // [count]
+    kernels::AttendTask window = task, sinks = task;
+    window.first_part = false;
+    window.partial_out = window_out;
+    window.partial_lse = window_lse;
+    sinks.kv_begin = 0;
+    sinks.kv_end = work.sink_end;
+    sinks.partial_out = sink_out;
+    sinks.partial_lse = sink_lse;
+    sinks.next = &window;
+    work.kernel->attend(unwindowed_, sinks, scratch);
+    work.kernel->attend(params_, window, scratch);
+    kernels::merge_rows(sink_out, sink_lse, window_out, window_lse, count, dim);
+    if (task.partial_out == nullptr) {
+      return kernels::store_rows(params_, task.kv_head, task.first_row, task.num_rows, sink_out, sink_lse);
+    }
+    std::copy_n(sink_out, count * dim, task.partial_out);
+    std::copy_n(sink_lse, count, task.partial_lse);
+  }
+
   // Counts a task; whoever computed the last part of some rows merges them.
   void done(std::size_t at) noexcept {
     const attention::Unit& work = unit(at);
@@ -179,6 +216,7 @@ class AttentionRun {
 
   const Planned& plan_;
   const kernels::AttendParams& params_;
+  kernels::AttendParams unwindowed_;  // for keys that the window does not hide
   const std::size_t num_tasks_;
   alignas(kAlignment) std::atomic<std::size_t> next_{0};
   alignas(kAlignment) std::atomic<std::size_t> done_{0};
@@ -364,7 +402,8 @@ Result<void> AttentionPlan::extend(const AttentionBatch& batch) noexcept {
   }
 }
 
-Result<void> AttentionPlan::run(const KvView& pages, ConstTensor q, Tensor out, std::span<float> lse) const noexcept {
+Result<void> AttentionPlan::run(const KvView& pages, ConstTensor q, Tensor out, std::span<float> lse,
+                                std::span<const float> sinks) const noexcept {
   if (impl_ == nullptr) return Error{Errc::kClosed, "the plan was moved from"};
   const std::size_t heads = impl_->num_rows() * impl_->params.num_q_heads;
   if (!is_valid(q.dtype) || q.num_elements != heads * impl_->params.head_dim || !is_valid(out.dtype) ||
@@ -375,7 +414,9 @@ Result<void> AttentionPlan::run(const KvView& pages, ConstTensor q, Tensor out, 
     return Error{Errc::kInvalidArgument, "q and out must not be null"};
   }
   if (auto checked = attention::check_view(impl_->params, pages, impl_->page_id_limit); !checked) return checked;
+  if (auto checked = attention::check_sinks(sinks, impl_->params.num_q_heads); !checked) return checked;
   kernels::AttendParams params = impl_->params;
+  if (!sinks.empty()) params.sinks = sinks.data();
   params.pages = pages;
   params.q = q.data;
   params.q_dtype = q.dtype;

@@ -14,18 +14,24 @@ namespace {
 constexpr std::int64_t kFewRows = 16, kFewRowsKeys = 1024;
 constexpr std::int64_t kSomeRows = 128, kSomeRowsKeys = 8192;
 
+// Sink tokens that a window which begins at keys.begin does not hold.
+std::int64_t sinks_before(const kernels::AttendParams& params, const KeyRange& keys) noexcept {
+  return std::min<std::int64_t>(params.sink_tokens, keys.begin);
+}
+
 double visible_pairs(const kernels::AttendParams& params, const SequenceView& sequence) noexcept {
   double pairs = 0;
   for (std::int64_t row = 0; row < sequence.q_len; ++row) {
     const KeyRange keys = visible_keys(params, sequence.kv_len, sequence.q_start + row, 1);
-    pairs += static_cast<double>(keys.end - keys.begin);
+    pairs += static_cast<double>(keys.end - keys.begin + sinks_before(params, keys));
   }
   return pairs;
 }
 
 // Relative cost of a unit: keys to read and pairs to compute.
 std::uint64_t cost(const Unit& unit) noexcept {
-  return static_cast<std::uint64_t>(unit.kv_end - unit.kv_begin) * static_cast<std::uint64_t>(8 + unit.num_rows) + 64;
+  const auto keys = static_cast<std::uint64_t>(unit.kv_end - unit.kv_begin + unit.sink_end);
+  return keys * static_cast<std::uint64_t>(8 + unit.num_rows) + 64;
 }
 
 // Adds the unit, cut at multiples of `split`; rows that share parts begin behind them.
@@ -56,7 +62,21 @@ void add_parts(Schedule& schedule, const kernels::AttendParams& params, Unit uni
     unit.kv_begin = std::max(keys.begin, (origin + unit.part) * split);
     unit.kv_end = std::min(keys.end, (origin + unit.part + 1) * split);
     schedule.units.push_back(unit);
+    unit.sink_end = 0;  // the first part alone has the sinks
   }
+}
+
+// Gives a unit the keys that its rows see: those of the window and the sink tokens, one range if they touch.
+void set_keys(Unit& unit, const kernels::AttendParams& params, std::int64_t kv_len) noexcept {
+  const KeyRange keys = visible_keys(params, kv_len, unit.first_pos, unit.num_rows);
+  const std::int64_t last_window = unit.first_pos + unit.num_rows - 1 - params.window_left;
+  const auto sinks = static_cast<std::int64_t>(params.sink_tokens);
+  unit.kv_begin = keys.begin;
+  unit.kv_end = keys.end;
+  if (sinks == 0) return;
+  unit.is_windowed = last_window > sinks;
+  unit.sink_end = unit.is_windowed ? std::min(sinks, keys.end) : 0;
+  unit.kv_begin = unit.is_windowed ? std::max(unit.sink_end, keys.begin) : 0;
 }
 
 }  // namespace
@@ -145,23 +165,25 @@ void add_sequence(Schedule& schedule, const kernels::AttendParams& params, cpu::
   const std::int64_t split = split_keys(sequence.q_len);
   const std::int32_t shared_parts = shared.states.num_parts;
   const KeyRange all = visible_keys(params, sequence.kv_len, sequence.q_start, sequence.q_len);
-  schedule.kv_keys += static_cast<std::uint64_t>(all.end - all.begin - shared_parts * kFewRowsKeys);
+  schedule.kv_keys +=
+      static_cast<std::uint64_t>(all.end - all.begin + sinks_before(params, all) - shared_parts * kFewRowsKeys);
   schedule.pairs += visible_pairs(params, sequence);
   std::int32_t tallest = 0;
   for (std::int64_t row = 0; row < sequence.q_len;) {
     const std::int64_t rows = std::min<std::int64_t>(kernel->max_rows, sequence.q_len - row);
     tallest = std::max(tallest, static_cast<std::int32_t>(rows));
-    const KeyRange keys = visible_keys(params, sequence.kv_len, sequence.q_start + row, rows);
     Unit unit = {.kernel = kernel,
                  .page_table = page_table,
-                 .kv_begin = keys.begin,
-                 .kv_end = keys.end,
                  .first_pos = sequence.q_start + row,
                  .mask_offset = sequence.mask_offset + row * sequence.mask_row_stride,
                  .mask_row_stride = sequence.mask_row_stride,
                  .mask_head_stride = sequence.mask_head_stride,
                  .first_row = static_cast<std::int32_t>(sequence.first_row + row),
                  .num_rows = static_cast<std::int32_t>(rows)};
+    set_keys(unit, params, sequence.kv_len);
+    if (unit.sink_end > 0) {
+      schedule.sink_states = std::max(schedule.sink_states, static_cast<std::size_t>(rows) * params.group);
+    }
     add_parts(schedule, params, unit, split, shared);
     row += rows;
   }

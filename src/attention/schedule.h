@@ -15,10 +15,15 @@
 namespace pagedkv::attention {
 
 /// Query rows of one sequence, or of several that share the keys, and a range of keys, for all kv heads.
+///
+/// Where a window has left sink tokens behind, rows see two ranges of keys: the sinks are a state of their own,
+/// computed first by the same lane and merged with that of the window. So kernels know one range and at most a window.
 struct Unit {
   const kernels::AttendKernel* kernel = nullptr;
   const std::int32_t* page_table = nullptr;
   std::int64_t kv_begin = 0, kv_end = 0;
+  std::int64_t sink_end = 0;  ///< Keys [0, sink_end), before kv_begin, are seen besides; 0 = none.
+  bool is_windowed = true;    ///< False: the layer's window hides no key from these rows.
   std::int64_t first_pos = 0;
   std::int64_t mask_offset = 0, mask_row_stride = 0, mask_head_stride = 0;
   std::int32_t first_row = 0, num_rows = 0;
@@ -57,7 +62,8 @@ struct Schedule {
   std::vector<Unit> units;  ///< Most expensive first.
   std::vector<Merge> merges;
   std::size_t num_states = 0;     ///< (row, query head) pairs of all parts.
-  std::size_t scratch_bytes = 0;  ///< Of one lane, a multiple of 64.
+  std::size_t scratch_bytes = 0;  ///< Of one lane's kernel, a multiple of 64.
+  std::size_t sink_states = 0;    ///< (row, head of a group) pairs that a lane merges with their sinks at a time.
   std::uint64_t kv_keys = 0;      ///< Keys of all sequences that some row can see, shared ones once.
   double pairs = 0;               ///< Visible (query row, key) pairs.
 
@@ -65,7 +71,7 @@ struct Schedule {
   void clear() noexcept {
     units.clear();
     merges.clear();
-    num_states = scratch_bytes = 0;
+    num_states = scratch_bytes = sink_states = 0;
     kv_keys = 0;
     pairs = 0;
   }

@@ -21,18 +21,26 @@ bool all_finite(std::span<const float> values) noexcept {
   return std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
 }
 
-Result<void> check_variant(const AttentionVariant& variant, std::uint32_t num_q_heads) noexcept {
+/// A sink of minus infinity is none: its layer or head has no share of the softmax without a value.
+bool all_sinks(std::span<const float> values) noexcept {
+  return std::all_of(values.begin(), values.end(), [](float x) { return x < INFINITY; });
+}
+
+Result<void> check_variant(const AttentionVariant& variant, const ModelShape& shape) noexcept {
+  const std::size_t num_q_heads = shape.num_q_heads;
   if (!std::isfinite(variant.sm_scale)) return invalid("sm_scale must be finite");
   if (!std::isfinite(variant.logits_soft_cap) || variant.logits_soft_cap < 0) {
     return invalid("logits_soft_cap must be finite and not negative");
   }
   if (variant.window_left < -1) return invalid("window_left must be -1 (off) or more");
-  if (!variant.sinks.empty() && variant.sinks.size() != num_q_heads)
-    return invalid("sinks must have num_q_heads entries");
+  if (!variant.sinks.empty() && variant.sinks.size() != num_q_heads &&
+      variant.sinks.size() != shape.num_layers * num_q_heads) {
+    return invalid("sinks must have num_q_heads entries, or as many for each layer");
+  }
   if (!variant.alibi_slopes.empty() && variant.alibi_slopes.size() != num_q_heads) {
     return invalid("alibi_slopes must have num_q_heads entries");
   }
-  if (!all_finite(variant.sinks)) return invalid("sinks must be finite");
+  if (!all_sinks(variant.sinks)) return invalid("sinks must be numbers below infinity");
   if (!all_finite(variant.alibi_slopes)) return invalid("alibi_slopes must be finite");
   return {};
 }
@@ -63,7 +71,7 @@ Result<void> Config::assign(const KvCacheOptions& options) noexcept try {
   // The whole shape is checked before anything is sized by it.
   const Result<PageLayout> whole = PageLayout::create(options.shape, options.page_size);
   if (!whole) return whole.error();
-  if (Result<void> checked = check_variant(options.attention, options.shape.num_q_heads); !checked) return checked;
+  if (Result<void> checked = check_variant(options.attention, options.shape); !checked) return checked;
   if (Result<void> assigned = layers_.assign(options); !assigned) return assigned;
   ModelShape page_shape = options.shape;
   page_shape.num_layers = layers_.layers_per_page();
@@ -90,7 +98,7 @@ void Config::copy_borrowed(const KvCacheOptions& options) {
   group_layers_.reserve(options.layer_groups.size());
   for (const KvLayerGroup& group : options.layer_groups) {
     group_layers_.emplace_back(group.layers.begin(), group.layers.end());
-    groups_.push_back({group_layers_.back(), group.window_left});
+    groups_.push_back({group_layers_.back(), group.window_left, group.sink_tokens});
   }
   options_.attention.sinks = sinks_;
   options_.attention.alibi_slopes = alibi_slopes_;
@@ -109,7 +117,10 @@ void Config::make_attention() {
                           .kv_dtype = shape.dtype,
                           .variant = options_.attention,
                           .target = options_.target});
-    attention_.back().variant.window_left = table.window_left;
+    AttentionVariant& variant = attention_.back().variant;
+    variant.window_left = table.window_left;
+    variant.sink_tokens = table.sink_tokens;
+    if (sinks_.size() > shape.num_q_heads) variant.sinks = {};  // given with each run
   }
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,12 @@ class Config {
   [[nodiscard]] const LayerMap& layers() const noexcept { return layers_; }
   /// Shape and arithmetic of the layers of a page table. Requires: table < layers().tables().size()
   [[nodiscard]] const AttentionConfig& attention(std::size_t table = 0) const noexcept { return attention_[table]; }
+  /// Sinks of a layer [num_q_heads], or empty if those of the variant are for all layers.
+  [[nodiscard]] std::span<const float> sinks(std::uint32_t layer) const noexcept {
+    const std::size_t heads = options_.shape.num_q_heads;
+    return sinks_.size() > heads ? std::span<const float>(sinks_).subspan(layer * heads, heads)
+                                 : std::span<const float>();
+  }
   [[nodiscard]] std::uint64_t capacity_pages() const noexcept { return capacity_pages_; }
   /// Page ids are below this for ever.
   [[nodiscard]] std::uint64_t max_pages() const noexcept {
@@ -49,7 +56,8 @@ class Config {
   LayerMap layers_;
   std::vector<AttentionConfig> attention_;  // [tables]
   std::uint64_t capacity_pages_ = 0;
-  std::vector<float> sinks_, alibi_slopes_;  // [num_q_heads] or empty
+  std::vector<float> sinks_;         // [num_q_heads] or [num_layers][num_q_heads] or empty
+  std::vector<float> alibi_slopes_;  // [num_q_heads] or empty
   std::vector<std::vector<std::uint32_t>> group_layers_;
   std::vector<KvLayerGroup> groups_;  // over group_layers_
   std::string target_;

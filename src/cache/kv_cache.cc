@@ -130,9 +130,9 @@ std::uint64_t KvCache::pages_for_tokens(std::uint64_t num_tokens, std::uint64_t 
   for (const LayerGroup& table : impl_->config->layers().tables()) {
     std::uint64_t held = all;
     if (table.window_left >= 0 && step_tokens != 0 && step_tokens < num_tokens) {
-      // The window and the new tokens, and two more pages that they may only touch.
+      // The window and the new tokens, two more pages that they may only touch, and those of the sinks.
       const std::uint64_t seen = static_cast<std::uint64_t>(table.window_left) + step_tokens;
-      held = std::min(all, seen / page_size + 2);
+      held = std::min(all, seen / page_size + 2 + ceil_div(table.sink_tokens, page_size));
     }
     if (!checked_add(num_pages, held, num_pages)) return UINT64_MAX;
   }

@@ -70,11 +70,12 @@ Result<void> LayerMap::assign(const KvCacheOptions& options) {
   if (options.layer_groups.empty()) {
     if (options.layers_per_page != 0) return invalid("layers_per_page is given without layer_groups");
     layers_per_page_ = num_layers;
-    tables_ = {LayerGroup{.window_left = options.attention.window_left}};
+    tables_ = {LayerGroup{.window_left = options.attention.window_left, .sink_tokens = options.attention.sink_tokens}};
     places_.resize(num_layers);
     for (std::uint32_t layer = 0; layer < num_layers; ++layer) places_[layer] = {0, layer};
     return {};
   }
+  if (options.attention.sink_tokens != 0) return invalid("give sink_tokens to the layer groups, not to all layers");
   if (options.attention.window_left != -1) return invalid("give window_left to the layer groups, not to all layers");
   if (Result<void> checked = check_groups(options.layer_groups, num_layers); !checked) return checked;
   layers_per_page_ =
@@ -85,7 +86,8 @@ Result<void> LayerMap::assign(const KvCacheOptions& options) {
   places_.resize(num_layers);
   for (const KvLayerGroup& group : options.layer_groups) {
     for (std::size_t i = 0; i < group.layers.size(); ++i) {
-      if (i % layers_per_page_ == 0) tables_.push_back({.window_left = group.window_left});
+      if (i % layers_per_page_ == 0)
+        tables_.push_back({.window_left = group.window_left, .sink_tokens = group.sink_tokens});
       places_[group.layers[i]] = {static_cast<std::uint32_t>(tables_.size() - 1),
                                   static_cast<std::uint32_t>(i % layers_per_page_)};
     }

@@ -1,4 +1,5 @@
 // Step: a reservation of the storage column, seen by the compute column as slots to write and a batch to attend.
+#include <algorithm>
 #include <limits>
 #include <new>
 #include <utility>
@@ -63,7 +64,7 @@ Result<void> Step::Impl::attend(std::uint32_t layer, ConstTensor q, Tensor out, 
   const cache::Config& config = *cache->config;
   const cache::LayerPlace place = config.layers().places()[layer];
   const KvView pages = config.layout().view(cache->pool.base(), place.index, config.max_pages());
-  return tables_[place.table].plan->run(pages, q, out, lse);
+  return tables_[place.table].plan->run(pages, q, out, lse, config.sinks(layer));
 }
 
 Result<void> Step::Impl::make_slots() noexcept try {
@@ -88,6 +89,20 @@ Result<void> Step::Impl::make_slots() noexcept try {
   return Error{Errc::kOutOfMemory, "no memory for the slots of the step"};
 }
 
+/// Whether every page that the new tokens see is there: the caller may have slid over more than the layers do.
+bool Step::Impl::sees_all(std::size_t table, const Sequence::Control& control) const noexcept {
+  const LayerGroup& group = cache->config->layers().tables()[table];
+  const std::uint64_t page_size = cache->config->layout().page_size;
+  const std::uint64_t window =
+      group.window_left < 0 ? control.num_tokens : static_cast<std::uint64_t>(group.window_left);
+  const std::uint64_t first = control.num_tokens > window ? (control.num_tokens - window) / page_size : 0;
+  const std::uint64_t num_sinks = std::min(first, ceil_div(group.sink_tokens, page_size));
+  const std::span<const PageId> pages = control.pages(table);
+  const auto is_there = [](PageId page) { return page != kNullPage; };
+  return std::all_of(pages.begin(), pages.begin() + static_cast<std::ptrdiff_t>(num_sinks), is_there) &&
+         std::all_of(pages.begin() + static_cast<std::ptrdiff_t>(first), pages.end(), is_there);
+}
+
 /// The arrays of the batch; tables of a sequence are equally long, whatever their windows released.
 Result<void> Step::Impl::make_batch() {
   const std::uint64_t page_size = cache->config->layout().page_size;
@@ -101,6 +116,9 @@ Result<void> Step::Impl::make_batch() {
     const std::uint64_t kv_end = static_cast<std::uint64_t>(kv_indptr_.back()) + item.control->pages().size();
     if (kv_end > kMaxIndex) return Error{Errc::kInvalidArgument, "the page tables of a step have 2^31 entries or more"};
     for (std::size_t t = 0; t < tables_.size(); ++t) {
+      if (!sees_all(t, *item.control)) {
+        return Error{Errc::kInvalidArgument, "a sequence was slid over pages that the layers see"};
+      }
       // Pages behind a window are gone. No row sees them, so any valid id may stand for them.
       for (const PageId page : item.control->pages(t)) {
         tables_[t].kv_indices.push_back(page == kNullPage ? 0 : to_index(page));

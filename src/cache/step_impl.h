@@ -46,6 +46,7 @@ struct PAGEDKV_LOCAL Step::Impl {
   Result<void> make_slots() noexcept;
   Result<void> make_plans() noexcept;
   Result<void> make_batch();
+  [[nodiscard]] bool sees_all(std::size_t table, const Sequence::Control& control) const noexcept;
   void commit_item(Sequence::Control& control, std::uint32_t accepted) noexcept;
   void end() noexcept;
 

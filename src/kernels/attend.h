@@ -19,6 +19,8 @@ struct AttendParams {
   DType kv_dtype, q_dtype, out_dtype;
   bool causal;
   std::int32_t window_left;  ///< -1 = off.
+  std::uint32_t
+      sink_tokens;  ///< Kernels need not know them: the planner gives tasks of theirs params without a window.
   float sm_scale, logits_soft_cap;
   const float* alibi_slopes;  ///< [num_q_heads] or null.
   const float* sinks;         ///< [num_q_heads] or null; joined by the part that begins a row's keys.

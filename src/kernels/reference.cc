@@ -60,7 +60,8 @@ double logit(const AttendParams& params, const ReferenceRow& row, std::int64_t k
 
 bool is_visible(const AttendParams& params, const ReferenceRow& row, std::int64_t key) noexcept {
   if (params.causal && key > row.position) return false;
-  if (params.window_left >= 0 && key < row.position - params.window_left) return false;
+  const bool is_sink = key < std::int64_t{params.sink_tokens};
+  if (params.window_left >= 0 && key < row.position - params.window_left && !is_sink) return false;
   const std::int64_t entry = row.mask_offset + key;
   switch (params.mask_kind) {
     case MaskKind::kNone: return true;

@@ -161,6 +161,71 @@ TEST(Attend, AgreesWithOracleWithSinks) {
   }
 }
 
+TEST(Attend, AgreesWithOracleWithSinkTokensBesideWindows) {
+  for (const std::uint32_t sink_tokens : {1U, 4U, 63U, 64U, 65U, 200U, 4000U, ~0U}) {
+    for (const std::int32_t window : {0, 13, 100, 1500}) {
+      SCOPED_TRACE(::testing::Message() << sink_tokens << " sink tokens, window " << window);
+      ProblemShape shape;
+      shape.config.variant.window_left = window;
+      shape.config.variant.sink_tokens = sink_tokens;
+      shape.out_dtype = DType::bf16;
+      shape.sequences = {{100, 1}, {200, 150}, {1, 1}, {2500, 3}, {300, 20}, {40, 3, 200}, {0, 2, 0}};
+      expect_oracle(shape);
+    }
+  }
+}
+
+TEST(Attend, AgreesWithOracleWithSinkTokensAndEveryOtherVariant) {
+  ProblemShape shape = mixed();
+  shape.sequences.push_back({1100, 2});
+  shape.config.variant = {.sm_scale = 0.3F, .window_left = 20, .sink_tokens = 5, .logits_soft_cap = 20};
+  shape.sinks = shape.alibi = true;
+  for (const MaskKind mask : {MaskKind::kNone, MaskKind::kBits, MaskKind::kAdditive}) {
+    shape.mask = mask;
+    shape.config.variant.causal = true;
+    expect_oracle(shape);
+    shape.config.variant.causal = false;
+    expect_oracle(shape);
+  }
+}
+
+TEST(Attend, SinkTokensWithoutAWindowChangeNothing) {
+  ProblemShape shape = mixed();
+  const Problem without(shape);
+  shape.config.variant.sink_tokens = 4;
+  const Problem with(shape);
+  for (const char* target : runnable_targets()) EXPECT_TRUE(*with.run(target) == *without.run(target)) << target;
+}
+
+TEST(Attend, KeysBetweenSinkTokensAndWindowAreNotRead) {
+  ProblemShape shape;
+  shape.config.page_size = 4;
+  shape.config.variant.window_left = 9;
+  shape.config.variant.sink_tokens = 4;
+  shape.sequences = {{2000, 1}, {300, 40}};
+  for (const DType format : kFormats) {
+    shape.config.kv_dtype = format;
+    const Problem problem(shape);
+    const auto want = problem.reference();
+    const AttentionBatch batch = problem.batch();
+    // Pages that no row sees become NaN: token 4 .. 1988 of the first sequence, 4 .. 248 of the second.
+    auto* const pages = const_cast<std::byte*>(static_cast<const std::byte*>(problem.view().k));
+    const auto poison = [&](std::int32_t first_index, std::int32_t last_index) {
+      for (std::int32_t i = first_index; i <= last_index; ++i) {
+        std::memset(pages + batch.kv_indices[static_cast<std::size_t>(i)] * problem.view().k_page_stride, 0xFF,
+                    static_cast<std::size_t>(problem.view().k_page_stride));
+      }
+    };
+    poison(1, 496);
+    poison(batch.kv_indptr[1] + 1, batch.kv_indptr[1] + 61);
+    for (const char* target : runnable_targets()) {
+      const auto got = problem.run(target);
+      ASSERT_TRUE(got.has_value());
+      EXPECT_EQ(problem.difference(*got, *want, arithmetic_of(target, format)), "") << target;
+    }
+  }
+}
+
 TEST(Attend, AgreesWithOracleWithSoftCap) {
   for (const float cap : {1.0F, 30.0F, 50.0F}) {
     ProblemShape shape = mixed();

@@ -57,6 +57,29 @@ TEST_P(Invariance, ToTheRestOfTheBatch) {
   }
 }
 
+TEST_P(Invariance, HoldsWithSinkTokensBesideAWindow) {
+  const auto with_sinks = [](std::vector<SequenceShape> sequences) {
+    ProblemShape shape = make(std::move(sequences));
+    shape.config.variant.window_left = 70;
+    shape.config.variant.sink_tokens = 5;
+    return shape;
+  };
+  for (const SequenceShape first : {SequenceShape{2500, 1}, {300, 200}, {40, 5}}) {
+    ProblemShape shape = with_sinks({first});
+    const Problem alone(shape), crowded(with_sinks({first, {100, 1}, {3000, 1}, {500, 400}, {7, 7}}));
+    shape.config.page_size = 7;
+    shape.page_order = 5;
+    const Problem elsewhere(shape);
+    for (const char* target : runnable_targets()) {
+      const Outputs want = *alone.run(target, 1), got = *crowded.run(target, 3);
+      EXPECT_TRUE(*alone.run(target, 7) == want) << target;
+      EXPECT_TRUE(*elsewhere.run(target) == want) << target;
+      EXPECT_TRUE(std::equal(want.out_bytes.begin(), want.out_bytes.end(), got.out_bytes.begin())) << target;
+      EXPECT_TRUE(std::equal(want.lse_bits.begin(), want.lse_bits.end(), got.lse_bits.begin())) << target;
+    }
+  }
+}
+
 TEST_P(Invariance, ToCascadeOnTargetsWithOneArithmetic) {
   ProblemShape shape = make({{2100, 1}, {2048, 1}, {2500, 3}, {3500, 1}, {1030, 16}, {1024, 1}, {90, 1}});
   shape.share_pages = true;

@@ -32,6 +32,7 @@ RC_GTEST_PROP(PrefixSharing, NoTokenIsEverSeenWithAnothersRows, ()) {
   shape.page_size = *rc::gen::inRange<std::uint32_t>(1, 6);
   shape.capacity = *rc::gen::inRange<std::uint32_t>(4, 60);
   shape.window = *rc::gen::inRange(-1, 12);
+  shape.sink_tokens = *rc::gen::inRange<std::uint32_t>(0, 8);
   shape.all_slide = *rc::gen::arbitrary<bool>();
   shape.colliding_hash = *rc::gen::arbitrary<bool>();
   const auto ops = *rc::gen::scale(3.0, rc::gen::container<std::vector<SharingOp>>(any_op()));
@@ -49,6 +50,7 @@ TEST(PrefixSharing, HoldsOverALongRandomRun) {
     SharingCase shape{.page_size = 1 + below(5),
                       .capacity = 4 + below(56),
                       .window = static_cast<std::int32_t>(below(13)) - 1,
+                      .sink_tokens = below(2) * below(8),
                       .all_slide = below(2) == 0,
                       .colliding_hash = below(4) == 0};
     SharingMachine machine(shape);

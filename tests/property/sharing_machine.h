@@ -25,6 +25,7 @@ namespace pagedkv::testing {
 struct SharingCase {
   std::uint32_t page_size = 1, capacity = 8;
   std::int32_t window = -1;
+  std::uint32_t sink_tokens = 0;  // seen beside the window
   bool all_slide = false;
   bool colliding_hash = false;
 };
@@ -92,7 +93,7 @@ class SharingMachine {
 
   static KvCache make(const SharingCase& shape) {
     static constexpr std::uint32_t kFull[] = {0, 2}, kSliding[] = {1};
-    const KvLayerGroup groups[] = {{kFull, -1}, {kSliding, shape.window}};
+    const KvLayerGroup groups[] = {{kFull, -1}, {kSliding, shape.window, shape.sink_tokens}};
     KvCacheOptions options{.shape = {.num_layers = kLayers,
                                      .num_q_heads = kQHeads,
                                      .num_kv_heads = 1,
@@ -101,7 +102,10 @@ class SharingMachine {
                            .page_size = shape.page_size,
                            .capacity_pages = shape.capacity,
                            .max_capacity_pages = shape.capacity * 2};
-    if (shape.all_slide) options.attention.window_left = shape.window;
+    if (shape.all_slide) {
+      options.attention.window_left = shape.window;
+      options.attention.sink_tokens = shape.sink_tokens;
+    }
     if (!shape.all_slide && shape.window >= 0) options.layer_groups = groups;
     if (shape.colliding_hash) options.prefix.hash = &same_hash;
     return KvCache::create(options).value();
@@ -268,6 +272,7 @@ class SharingMachine {
     AttentionConfig config{
         .num_q_heads = kQHeads, .num_kv_heads = 1, .head_dim = kDim, .page_size = 1, .kv_dtype = DType::f32};
     config.variant.window_left = window_of(layer);
+    config.variant.sink_tokens = shape_.sink_tokens;
     std::vector<double> want(out.size());
     const Result<void> done = reference_attention(
         config,
@@ -289,8 +294,8 @@ class SharingMachine {
       const std::int64_t window = window_of(layer);
       for (std::size_t t = 0; t < chat.held; ++t) {
         const PageId page = pages[t / shape_.page_size];
-        const bool visible =
-            window < 0 || static_cast<std::int64_t>(t) >= static_cast<std::int64_t>(chat.held) - window;
+        const bool visible = window < 0 || t < shape_.sink_tokens ||
+                             static_cast<std::int64_t>(t) >= static_cast<std::int64_t>(chat.held) - window;
         require(page != kNullPage || !visible, "visible pages are held");
         if (page == kNullPage) continue;
         std::vector<float> k, v;

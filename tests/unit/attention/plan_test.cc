@@ -156,6 +156,43 @@ TEST_F(Plan, RunRefusesSizesAndViewsThatDoNotFit) {
   EXPECT_EQ(plan.run(bad, q, out).error(), Errc::kInvalidArgument);
 }
 
+TEST_F(Plan, RunTakesTheSinksOfALayerInPlaceOfThePlans) {
+  const std::vector<float> sinks = {0.5F, -1, 3, 10}, others = {9, 9, 9, 9};
+  config.variant.sinks = sinks;
+  const auto with_sinks = AttentionPlan::create(config, batch()).value();
+  config.variant.sinks = others;
+  const auto with_others = AttentionPlan::create(config, batch()).value();
+  config.variant.sinks = {};
+  const auto without = AttentionPlan::create(config, batch()).value();
+  std::vector<float> want = out, want_lse = lse;
+  ASSERT_TRUE(with_sinks.run(view(), q, want, want_lse));
+  for (const AttentionPlan* plan : {&with_others, &without}) {
+    ASSERT_TRUE(plan->run(view(), q, out, lse, sinks));
+    EXPECT_EQ(out, want);
+    EXPECT_EQ(lse, want_lse);
+    ASSERT_TRUE(plan->run(view(), q, out, lse));
+    EXPECT_NE(lse, want_lse);
+  }
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> three(3), infinite = {0, 0, kInfinity, 0}, nan = {0, NAN, 0, 0};
+  for (const auto& bad : {three, infinite, nan}) {
+    EXPECT_EQ(without.run(view(), q, out, lse, bad).error(), Errc::kInvalidArgument);
+  }
+}
+
+TEST_F(Plan, CountsSinkTokensAmongTheKeysThatItReads) {
+  config.variant.window_left = 1;
+  const auto windowed = AttentionPlan::create(config, batch()).value();
+  config.variant.sink_tokens = 2;
+  const auto with_sinks = AttentionPlan::create(config, batch()).value();
+  // Rows see keys 3..4 of five, and 0..1 and 1..2 of three; the sinks are tokens 0 and 1.
+  const std::uint64_t bytes_of_a_key = 2 * (8 + 8) * 4;
+  EXPECT_EQ(windowed.kv_bytes(), (2 + 3) * bytes_of_a_key);
+  EXPECT_EQ(with_sinks.kv_bytes(), (4 + 3) * bytes_of_a_key);
+  EXPECT_EQ(windowed.flops(), (2 + 2 + 2) * 2.0 * 4 * (8 + 8));
+  EXPECT_EQ(with_sinks.flops(), (4 + 2 + 3) * 2.0 * 4 * (8 + 8));
+}
+
 TEST_F(Plan, LivesInAWorkspaceOfExactlyTheBytesItAsksFor) {
   const std::size_t bytes = AttentionPlan::workspace_bytes(config, batch()).value();
   ASSERT_GT(bytes, 0U);

@@ -63,6 +63,21 @@ TEST(Reference, WindowAndCausalityHideKeys) {
   EXPECT_EQ(problem.scores, (std::vector<double>{-kInfinity, 2, -kInfinity}));
 }
 
+TEST(Reference, SinkTokensAreSeenBesideTheWindowButNotBeforeTheirTime) {
+  OneHead problem;
+  problem.config.variant.window_left = 0;
+  problem.config.variant.sink_tokens = 1;
+  ASSERT_TRUE(problem.run(ScoreStage::kLogits).has_value());
+  EXPECT_EQ(problem.scores, (std::vector<double>{1, -kInfinity, 3}));
+  const double e1 = std::exp(1.0), e3 = std::exp(3.0);
+  EXPECT_NEAR(problem.out, (10 * e1 + 40 * e3) / (e1 + e3), 1e-12);
+  const std::vector<std::int32_t> start = {0};
+  problem.batch.q_start = start;
+  problem.config.variant.sink_tokens = 2;
+  ASSERT_TRUE(problem.run(ScoreStage::kLogits).has_value());
+  EXPECT_EQ(problem.scores, (std::vector<double>{1, -kInfinity, -kInfinity})) << "causality holds for sinks too";
+}
+
 TEST(Reference, ScoresOfEachStageBuildOnTheLast) {
   OneHead problem;
   problem.config.variant.logits_soft_cap = 2;

@@ -27,7 +27,7 @@ struct BadOptions {
 TEST(Config, BadOptionsAreRefused) {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   constexpr float kInf = std::numeric_limits<float>::infinity();
-  static const std::vector<float> three(3, 0.5f), with_nan{0, 0, kNan, 0}, with_inf{0, kInf, 0, 0};
+  static const std::vector<float> three(3, 0.5f), with_nan{0, 0, kNan, 0}, with_inf{0, kInf, 0, 0}, twelve(12, 0.5f);
   const BadOptions cases[] = {
       {"no layers", [](auto& o) { o.shape.num_layers = 0; }},
       {"page_size out of range", [](auto& o) { o.page_size = 257; }},
@@ -47,6 +47,8 @@ TEST(Config, BadOptionsAreRefused) {
       {"NaN cap", [](auto& o) { o.attention.logits_soft_cap = kNan; }},
       {"negative cap", [](auto& o) { o.attention.logits_soft_cap = -1; }},
       {"window below -1", [](auto& o) { o.attention.window_left = -2; }},
+      {"sinks for three of two layers", [](auto& o) { o.shape.num_layers = 2, o.attention.sinks = twelve; }},
+      {"infinite sink", [](auto& o) { o.attention.sinks = with_inf; }},
       {"three sinks for four heads", [](auto& o) { o.attention.sinks = three; }},
       {"NaN sink", [](auto& o) { o.attention.sinks = with_nan; }},
       {"three slopes for four heads", [](auto& o) { o.attention.alibi_slopes = three; }},

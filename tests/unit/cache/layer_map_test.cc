@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <set>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -97,6 +99,7 @@ TEST(LayerMap, BadGroupsAreRefused) {
   EXPECT_EQ(error_of({{both, -1}, {none, 4}}, as_is), Errc::kInvalidArgument) << "an empty group";
   EXPECT_EQ(error_of({{both, -2}}, as_is), Errc::kInvalidArgument) << "a window below -1";
   EXPECT_EQ(error_of({{both, 4}}, [](auto& o) { o.attention.window_left = 4; }), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of({{both, 4}}, [](auto& o) { o.attention.sink_tokens = 4; }), Errc::kInvalidArgument);
   EXPECT_EQ(error_of({{both, 4}}, [](auto& o) { o.layers_per_page = 3; }), Errc::kInvalidArgument);
   EXPECT_EQ(error_of({}, [](auto& o) { o.layers_per_page = 1; }), Errc::kInvalidArgument);
   EXPECT_EQ(error_of({{first, 4}, {second, -1}}, as_is), Errc::kOk);
@@ -129,6 +132,27 @@ TEST(LayerMap, SlidingLayersHoldTheirWindowAlone) {
   EXPECT_FALSE(cache.can_admit(16000));
   EXPECT_TRUE(cache.can_admit(12000, 0, 16));
   EXPECT_FALSE(cache.can_admit(12000));
+}
+
+TEST(LayerMap, SlidingLayersKeepThePagesOfTheirSinkTokens) {
+  const Interleaved layers(2, 2);
+  const KvLayerGroup groups[] = {{layers.sliding, 32, 5}, {layers.full, -1}};
+  KvCacheOptions options = shape_of(2);
+  options.layer_groups = groups;
+  options.page_size = 4;
+  options.capacity_pages = 1024;
+  KvCache cache = KvCache::create(options).value();
+  Sequence sequence = cache.open().value();
+  for (int chunk = 0; chunk < 50; ++chunk) {
+    ASSERT_TRUE(cache.begin_step({{&sequence, 16}}).value().commit());
+    EXPECT_LE(cache.stats().pool.used_pages, cache.pages_for_tokens(sequence.num_tokens(), 16));
+  }
+  const std::span<const PageId> pages = sequence.pages(cache.page_table_of(0).value());
+  EXPECT_EQ(std::count(pages.begin(), pages.end(), kNullPage), 200 - 2 - 8)
+      << "800 tokens: 5 of sinks, 32 of the window";
+  EXPECT_NE(pages[0], kNullPage);
+  EXPECT_NE(pages[1], kNullPage);
+  EXPECT_EQ(pages[2], kNullPage);
 }
 
 }  // namespace

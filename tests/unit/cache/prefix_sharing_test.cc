@@ -119,6 +119,47 @@ TEST(PrefixSharing, BadOpenOptionsAreRefusedAndHoldNothing) {
   EXPECT_EQ(cache.stats().pool.used_pages, 0u);
 }
 
+TEST(PrefixSharing, BadInputIsRefusedAndNothingChanges) {
+  KvCacheOptions options = tiny(8);
+  options.max_capacity_pages = 16;
+  KvCache cache = KvCache::create(options).value();
+  const std::vector<Token> prompt = run_of_tokens(10);
+  Sequence held = serve(cache, prompt), closed = cache.open().value();
+  ASSERT_TRUE(closed.close());
+  const PinId pin = cache.pin(prompt).value();
+  ASSERT_TRUE(cache.unpin(pin));
+  const PoolStats before = cache.stats().pool;
+  const std::string megabyte(1 << 20, 'x');
+  const std::span<const Token> too_long(prompt.data(), std::size_t{1} << 31);  // never read
+
+  EXPECT_EQ(closed.fork().error(), Errc::kClosed);
+  EXPECT_EQ(cache.unpin(pin).error(), Errc::kNotFound) << "unpinned already";
+  EXPECT_EQ(cache.unpin(PinId{12345}).error(), Errc::kNotFound) << "never pinned";
+  EXPECT_EQ(cache.pin(run_of_tokens(8, 50)).error(), Errc::kNotFound) << "nothing of it is cached";
+  EXPECT_EQ(cache.pin(prompt, {.cache_salt = megabyte}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.pin(prompt, {.extra_key = megabyte}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.open(prompt, {.cache_salt = megabyte}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.open(prompt, {.extra_key = megabyte}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.open(too_long).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(held.slide(10).error(), Errc::kInvalidArgument) << "a window as wide as the sequence";
+  EXPECT_EQ(held.slide(UINT64_MAX).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(held.truncate(11).error(), Errc::kInvalidArgument) << "more tokens than it holds";
+  EXPECT_EQ(cache.begin_step({{&held, 2, run_of_tokens(3)}}).error(), Errc::kInvalidArgument) << "ids of another count";
+  EXPECT_EQ(cache.begin_step({{&held, UINT32_MAX}}).error(), Errc::kInvalidArgument) << "longer than 2^31 - 1 tokens";
+  EXPECT_EQ(cache.set_capacity(before.used_pages - 1).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.set_capacity(17).error(), Errc::kInvalidArgument) << "above what may ever be";
+
+  const PoolStats after = cache.stats().pool;
+  EXPECT_EQ(after.used_pages, before.used_pages);
+  EXPECT_EQ(after.evictable_pages, before.evictable_pages);
+  EXPECT_EQ(after.free_pages, before.free_pages);
+  EXPECT_EQ(after.capacity_pages, before.capacity_pages);
+  EXPECT_EQ(cache.stats().open_sequences, 1u);
+  EXPECT_EQ(cache.stats().prefix.pinned_pages, 0u);
+  EXPECT_EQ(held.num_tokens(), 10u);
+  EXPECT_EQ(cache.open(prompt).value().cached_tokens(), 8u) << "the prefix is still there";
+}
+
 TEST(PrefixSharing, PagesComputedTwiceAreMergedWhenPublished) {
   KvCache cache = tiny_cache(16);
   const std::vector<Token> prompt = run_of_tokens(8);
