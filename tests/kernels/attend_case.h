@@ -192,8 +192,9 @@ class AttendCase {
     if (shape_.mask == MaskKind::kNone) return;
     mask_row_stride_ = shape_.kv_len + 3;
     mask_head_stride_ = shape_.mask_a_head ? mask_row_stride_ * shape_.num_rows + 1 : 0;
-    const auto entries =
-        static_cast<std::size_t>(5 + mask_row_stride_ * shape_.num_rows * (shape_.mask_a_head ? num_q_heads() + 1 : 1));
+    const std::int64_t of_all_heads =
+        shape_.mask_a_head ? mask_head_stride_ * num_q_heads() : mask_row_stride_ * shape_.num_rows;
+    const auto entries = static_cast<std::size_t>(5 + of_all_heads);
     std::bernoulli_distribution visible(0.6);
     if (shape_.mask == MaskKind::kAdditive) {
       mask_.resize(entries * 4);
