@@ -142,6 +142,7 @@ bool Engine::run(Batch& batch) {
 
 void Engine::fail(const Batch& batch, const char* what) {
   std::vector<RequestId> ids;
+  ids.reserve(batch.parts.size());
   for (const Part& part : batch.parts) ids.push_back(part.lane->job->id);
   for (RequestId id : ids) {
     if (const auto it = jobs_.find(id); it != jobs_.end()) end_job(*it->second, FinishReason::kFailed, what);
@@ -232,6 +233,7 @@ void Engine::begin_choices(Job& job, std::span<const float> logits) {
     lanes_[lane.id] = &lane;
   }
   std::vector<Lane*> begun;
+  begun.reserve(job.lanes.size());
   for (const auto& lane : job.lanes) begun.push_back(lane.get());
   for (Lane* lane : begun) {
     if (!lane->sequence.is_open()) continue;

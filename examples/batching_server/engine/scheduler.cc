@@ -127,6 +127,7 @@ std::vector<Scheduler::Entry*> Scheduler::waiting_in_order(double now) {
     return key(a) < key(b);
   });
   std::vector<Entry*> lanes;
+  lanes.reserve(candidates.size());
   for (const Candidate& candidate : candidates) lanes.push_back(candidate.entry);
   return lanes;
 }
