@@ -1,7 +1,9 @@
-// The prefix cache of a KvCache: one prefix index, and a chain of published pages for each page table of a sequence.
+// The prefix cache of a KvCache: one prefix index, the chain of one page table of a sequence, and side pages of others.
 //
-// A prefix counts as found only as far as every table has it. Tables hold other layers of the same tokens, so each has
-// a namespace of its own in the index.
+// The chain is that of the table with the widest window: its pages say which tokens they hold, from the first on. The
+// pages of the other tables are found beside them (prefix/prefix_index.h). A prefix counts as found as far as the chain
+// goes and every other table has the pages that the next token sees: all, or those of its window and of its sinks.
+// Tables hold other layers of the same tokens, so each has a namespace of its own in the index.
 //
 // Layer: cache.
 #pragma once
@@ -10,9 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "cache/page_layout.h"
@@ -41,7 +41,7 @@ class PrefixSharing {
 
   /// As KvCache.
   Result<PinId> pin(std::span<const Token> tokens, const OpenOptions& options) noexcept;
-  Result<void> unpin(PinId pin) noexcept;
+  Result<void> unpin(PinId pin) noexcept { return index_->unpin(pin); }
   void clear() noexcept { index_->clear(); }
   std::uint64_t poll_events(CacheEventCallback callback, void* user) noexcept {
     return index_->poll_events(callback, user);
@@ -49,22 +49,22 @@ class PrefixSharing {
   [[nodiscard]] PrefixStats stats() noexcept;
 
  private:
-  using Matches = std::vector<prefix::Match>;  // [tables]
+  using Tables = std::span<sequence::PageTable>;
 
   PrefixSharing(const SequenceStore::Impl& store, const PageLayout& layout, std::unique_ptr<prefix::PrefixIndex> index);
-  std::uint64_t match_all(Sequence::Control& control, std::span<const Token> tokens, Matches& matches) noexcept;
-  std::uint32_t copy_partial(Sequence::Control& control, const Matches& matches) noexcept;
-  void release(const Sequence::Control& control, const Matches& matches) noexcept;
+  Result<void> acquire(Tables tables, std::span<const Token> tokens, const OpenOptions& options);
+  prefix::Match match_all(Tables tables, std::span<const Token> tokens,
+                          std::span<const RetentionRange> retention) noexcept;
+  std::uint64_t match_side(Tables tables, std::size_t table, std::uint64_t num_pages,
+                           std::span<const RetentionRange> retention) noexcept;
+  std::uint32_t copy_partial(Tables tables, const prefix::Match& match) noexcept;
 
   const std::shared_ptr<PagePool::Impl> pool_;
   const std::vector<LayerGroup> tables_;
+  const std::size_t chain_table_;  // the one of the widest window
   const PageLayout layout_;
   const std::unique_ptr<prefix::PrefixIndex> index_;
   std::atomic<std::uint64_t> lookups_{0}, lookup_tokens_{0}, hit_tokens_{0};
-
-  std::mutex pins_mutex_;
-  std::unordered_map<std::uint64_t, std::vector<PinId>> pins_;  // pins of the tables, by the pin given out
-  std::uint64_t next_pin_ = 1;
 };
 
 }  // namespace pagedkv::cache

@@ -13,10 +13,14 @@ struct Namespace;
 struct alignas(kCacheLineBytes) Entry {
   std::uint64_t hash = 0;  ///< Of the tokens from the beginning of the prefix to the end of this page.
   Namespace* name_space = nullptr;
-  std::int32_t parent = -1;  ///< Page of the tokens before; -1: the first page of a prefix.
+  std::int32_t parent = -1;  ///< Page of the tokens before, -1: the first page of a prefix; of a side page its chain's.
   std::int32_t next_in_bucket = -1;
   std::int32_t first_child = -1, next_sibling = -1, previous_sibling = -1;
+  std::int32_t first_side = -1;  ///< Side pages with the same tokens; they are siblings of each other.
   std::uint32_t num_pins = 0;
+  bool is_side = false;
+
+  [[nodiscard]] bool is_leaf() const noexcept { return first_child < 0 && first_side < 0; }
 };
 
 }  // namespace pagedkv::prefix

@@ -110,6 +110,39 @@ std::uint64_t PrefixIndex::match_batch_locked(PrefixChain& chain, const Batch& b
   return batch.num_pages;
 }
 
+PageId PrefixIndex::find_side_locked(const Namespace& name_space, PageId chain_page) const noexcept {
+  if (!pool_->is_published_locked(chain_page)) return kNullPage;  // cleared meanwhile
+  std::int32_t at = entry(chain_page).first_side;
+  while (at >= 0 && entries_[at].name_space != &name_space) at = entries_[at].next_sibling;
+  return PageId{at};
+}
+
+std::uint64_t PrefixIndex::match_side(const Namespace& name_space, std::span<const PageId> chain,
+                                      std::span<PageId> pages, std::uint64_t begin, std::uint64_t end,
+                                      std::span<const RetentionRange> retention) noexcept {
+  while (end > begin) {
+    const std::uint64_t first = end - std::min(end - begin, Batch::kMaxPages);
+    const std::scoped_lock guard(pool_->lock());
+    for (; end > first; --end) {
+      PageId& page = pages[end - 1];
+      if (page != kNullPage) continue;
+      const PageId found = find_side_locked(name_space, chain[end - 1]);
+      if (found == kNullPage || !pool_->retain_locked(found)) return end;
+      order_.policy().on_hit(found);
+      if (!retention.empty()) apply_retention_locked(found, end - 1, retention);
+      page = found;
+    }
+  }
+  return begin;
+}
+
+void PrefixIndex::rewind(PrefixChain& chain, std::span<const PageId> pages, std::uint64_t num_pages) noexcept {
+  const std::scoped_lock guard(pool_->lock());
+  chain.num_pages = num_pages;
+  chain.last = num_pages == 0 ? kNullPage : pages[num_pages - 1];
+  chain.hash = num_pages == 0 ? chain.name_space->seed : entry(chain.last).hash;
+}
+
 // Among the pages that continue the match, the one that shares the most tokens with the rest.
 void PrefixIndex::find_partial_locked(const PrefixChain& chain, std::span<const Token> rest, Match& match) noexcept {
   const std::size_t limit = std::min<std::size_t>(rest.size(), page_size_ - 1);

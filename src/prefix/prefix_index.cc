@@ -24,6 +24,8 @@ std::uint64_t steady_now_ms() noexcept {
   return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
 }
 
+constexpr Error kNoMemoryForPin{Errc::kOutOfMemory, "no memory for a pin"};
+
 }  // namespace
 
 PrefixIndex::PrefixIndex(std::shared_ptr<PagePool::Impl> pool, std::uint32_t page_size,
@@ -106,28 +108,32 @@ Result<void> PrefixIndex::check(std::span<const RetentionRange> retention) noexc
 
 // Pins ----------------------------------------------------------------------------------------------------------------
 
-Result<PinId> PrefixIndex::pin(const std::shared_ptr<Namespace>& name_space, std::span<const Token> tokens) noexcept {
+Result<PinId> PrefixIndex::pin(const std::shared_ptr<Namespace>& name_space, std::span<const Token> tokens) noexcept
+    try {
+  std::vector<PageId> pages(tokens.size() / page_size_);
+  PrefixChain chain;
+  chain.name_space = name_space;
+  pages.resize(walk(chain, tokens, pages, {}));
+  std::reverse(pages.begin(), pages.end());
+  return pin(std::move(pages));
+} catch (const std::bad_alloc&) {
+  return kNoMemoryForPin;
+}
+
+Result<PinId> PrefixIndex::pin(std::vector<PageId> pages) noexcept {
+  if (pages.empty()) return Error{Errc::kNotFound, "no page of this prefix is published"};
   const std::scoped_lock pins_guard(pins_mutex_);
-  const std::uint64_t id = next_pin_;
   try {
-    std::vector<PageId>& pages = pins_[id];  // all memory is had before the first page is pinned
-    pages.resize(tokens.size() / page_size_);
-    PrefixChain chain;
-    chain.name_space = name_space;
-    pages.resize(walk(chain, tokens, pages, {}));
-    std::reverse(pages.begin(), pages.end());  // released tail first
-    if (pages.empty()) {
-      pins_.erase(id);
-      return Error{Errc::kNotFound, "no page of this prefix is published"};
-    }
-    const std::scoped_lock guard(pool_->lock());
-    for (const PageId page : pages) stats_.pinned_pages += entry(page).num_pins++ == 0 ? 1U : 0U;
+    pins_.try_emplace(next_pin_);
   } catch (const std::bad_alloc&) {
-    pins_.erase(id);
-    return Error{Errc::kOutOfMemory, "no memory for a pin"};
+    [[maybe_unused]] const Result<void> released = pool_->release(pages);
+    PAGEDKV_ASSERT(released.has_value());
+    return kNoMemoryForPin;
   }
-  ++next_pin_;
-  return PinId{id};
+  const std::scoped_lock guard(pool_->lock());
+  for (const PageId page : pages) stats_.pinned_pages += entry(page).num_pins++ == 0 ? 1U : 0U;
+  pins_[next_pin_] = std::move(pages);
+  return PinId{next_pin_++};
 }
 
 Result<void> PrefixIndex::unpin(PinId pin) noexcept {
@@ -159,7 +165,7 @@ PageId PrefixIndex::take_victim() noexcept {
       // Every evictable page is continued by pages in use, as windows leave them: those cannot be found any more then.
       PAGEDKV_ASSERT(order_.any_parked() != kNullPage);
       drop_children_locked(order_.any_parked());
-    } else if (entry(chosen).first_child >= 0) {
+    } else if (!entry(chosen).is_leaf()) {
       order_.park(chosen);
     } else {
       remove_locked(chosen);
@@ -168,12 +174,12 @@ PageId PrefixIndex::take_victim() noexcept {
   }
 }
 
-// Unpublishes all that continues a page, leaves first.
+// Unpublishes all that continues a page and all side pages, leaves first.
 void PrefixIndex::drop_children_locked(PageId page) noexcept {
   PageId at = page;
   for (;;) {
-    if (entry(at).first_child >= 0) {
-      at = PageId{entry(at).first_child};
+    if (!entry(at).is_leaf()) {
+      at = PageId{entry(at).first_side >= 0 ? entry(at).first_side : entry(at).first_child};
       continue;
     }
     if (at == page) return;

@@ -17,6 +17,10 @@
 // is a leaf, so that everything that can be found can be reached from its beginning, and parent page ids are exact
 // keys.
 //
+// A sequence with several page tables has one chain; the pages of its other tables are side pages, each a leaf beside
+// the page of the chain that holds the same tokens. A side page so has an exact identity without the side pages before
+// it: those behind a window may be taken while the later ones can be found.
+//
 // All state lives under the pool's lock, but for namespaces and pins, which have a mutex of their own, taken first.
 #pragma once
 
@@ -74,6 +78,16 @@ class PrefixIndex final : public pool::PublishedPages {
   /// Cost:   below 10 ns a token at page 16. Allocates nothing. Holds the pool's lock for at most 64 pages at a time.
   Match match(PrefixChain& chain, std::span<const Token> tokens, std::span<PageId> pages,
               std::span<const RetentionRange> retention = {}) noexcept;
+  /// Finds the side pages [begin, end) of a namespace, from the last to the first until one is missing, and retains
+  /// them. Entries that are not kNullPage are there already.
+  ///
+  /// Shape:  chain and pages alike by position; chain retained by the caller
+  /// Result: the first position from which on all up to `end` are there
+  std::uint64_t match_side(const Namespace& name_space, std::span<const PageId> chain, std::span<PageId> pages,
+                           std::uint64_t begin, std::uint64_t end,
+                           std::span<const RetentionRange> retention = {}) noexcept;
+  /// Shortens a chain to its first `num_pages` pages.
+  void rewind(PrefixChain& chain, std::span<const PageId> pages, std::uint64_t num_pages) noexcept;
   /// Takes `partial_tokens` of a match out of the counts, for callers that could not copy them.
   void unhit(std::uint64_t num_tokens) noexcept;
 
@@ -86,6 +100,19 @@ class PrefixIndex final : public pool::PublishedPages {
   std::uint64_t publish(PrefixChain& chain, std::span<const Token> tokens, std::span<PageId> pages,
                         std::span<const RetentionRange> retention = {}) noexcept;
 
+  /// Publishes the pages of a side table beside those of the chain, as far as that goes.
+  ///
+  /// Shape:  tokens, chain_pages and pages from the first on; `chain_pages` are those of `chain`
+  /// Result: number of pages replaced
+  std::uint64_t publish_side(PrefixChain& side, const PrefixChain& chain, std::span<const Token> tokens,
+                             std::span<const PageId> chain_pages, std::span<PageId> pages,
+                             std::span<const RetentionRange> retention = {}) noexcept;
+
+  /// Keeps published pages from eviction until they are unpinned; takes over the caller's references.
+  ///
+  /// Shape:  in the order in which unpinning releases them: tails first
+  /// Errors: kNotFound (no pages), kOutOfMemory; the references are dropped then
+  Result<PinId> pin(std::vector<PageId> pages) noexcept;
   /// Keeps the published prefix of `tokens` (full pages) from eviction until it is unpinned.
   ///
   /// Errors: kNotFound (nothing of it is published), kOutOfMemory
@@ -124,7 +151,19 @@ class PrefixIndex final : public pool::PublishedPages {
   [[nodiscard]] bool stands_locked(const PrefixChain& chain, std::span<const PageId> pages) const noexcept;
   std::uint64_t publish_batch_locked(PrefixChain& chain, const Batch& batch, std::span<PageId> pages,
                                      std::span<const RetentionRange> retention) noexcept;
-  void insert_locked(const PrefixChain& chain, PageId page, std::uint64_t hash, const Token* tokens) noexcept;
+  /// Where a page goes in the tree.
+  struct Position {
+    Namespace& name_space;
+    PageId parent;        ///< kNullPage: the first page of a prefix.
+    std::uint64_t hash;   ///< As PublishedPage::hash.
+    std::uint64_t index;  ///< As PublishedPage::index.
+    bool is_side;
+  };
+  [[nodiscard]] PageId find_side_locked(const Namespace& name_space, PageId chain_page) const noexcept;
+  void replace_locked(PageId& mine, PageId known) noexcept;
+  [[nodiscard]] std::uint64_t parent_hash_locked(const Entry& page) const noexcept;
+  void insert_locked(const Position& position, PageId page, const Token* tokens) noexcept;
+  void leave_bucket_locked(PageId page) noexcept;
   void remove_locked(PageId page) noexcept;
   void unpin_pages(std::span<const PageId> pages) noexcept;
   void drop_children_locked(PageId page) noexcept;
@@ -141,6 +180,10 @@ class PrefixIndex final : public pool::PublishedPages {
   }
   [[nodiscard]] std::int32_t& first_child(Namespace& name_space, std::int32_t parent) noexcept {
     return parent < 0 ? name_space.first_child : entries_[parent].first_child;
+  }
+  /// Head of the list of siblings that a page is in.
+  [[nodiscard]] std::int32_t& first_sibling(const Entry& page) noexcept {
+    return page.is_side ? entries_[page.parent].first_side : first_child(*page.name_space, page.parent);
   }
 
   const std::shared_ptr<PagePool::Impl> pool_;

@@ -9,6 +9,15 @@
 
 namespace pagedkv::prefix {
 
+namespace {
+// Hash of a side page whose chain's page has `chain_hash`: others' side pages of the same tokens have other hashes.
+std::uint64_t side_hash(std::uint64_t chain_hash, const Namespace& name_space) noexcept {
+  std::uint64_t x = (chain_hash ^ name_space.seed) * 0x9e3779b97f4a7c15U;
+  x ^= x >> 32;
+  return x * 0xd6e8feb86659fd93U;
+}
+}  // namespace
+
 // Whether the sequence still holds the page that its chain ends with, and the page is still published. If not (cleared,
 // or released behind a window), that page id may stand for other tokens by now.
 bool PrefixIndex::stands_locked(const PrefixChain& chain, std::span<const PageId> pages) const noexcept {
@@ -56,14 +65,11 @@ std::uint64_t PrefixIndex::publish_batch_locked(PrefixChain& chain, const Batch&
     const PageId known = find_locked(*chain.name_space, chain.last, batch.hashes[i], tokens);
     if (known == kNullPage) {
       if (pool_->is_published_locked(mine)) break;  // under another prefix, which cannot be unless ids were misstated
-      insert_locked(chain, mine, batch.hashes[i], tokens);
+      insert_locked({*chain.name_space, chain.last, batch.hashes[i], chain.num_pages, false}, mine, tokens);
     } else if (known != mine) {
       if (!pool_->retain_locked(known)) break;
-      pool_->release_locked(mine);
-      mine = known;
-      order_.policy().on_hit(known);
+      replace_locked(mine, known);
       ++num_merged;
-      ++stats_.merged_pages;
     }
     if (!retention.empty()) apply_retention_locked(mine, chain.num_pages, retention);
     chain.last = mine;
@@ -73,19 +79,64 @@ std::uint64_t PrefixIndex::publish_batch_locked(PrefixChain& chain, const Batch&
   return num_merged;
 }
 
-void PrefixIndex::insert_locked(const PrefixChain& chain, PageId page, std::uint64_t hash,
-                                const Token* tokens) noexcept {
-  Namespace& name_space = *chain.name_space;
-  std::int32_t& bucket = buckets_[static_cast<std::int64_t>(hash & bucket_mask_)];
-  std::int32_t& first = first_child(name_space, to_index(chain.last));
+// A page that holds the same tokens as a published one, which was retained, gives way to it.
+void PrefixIndex::replace_locked(PageId& mine, PageId known) noexcept {
+  pool_->release_locked(mine);
+  mine = known;
+  order_.policy().on_hit(known);
+  ++stats_.merged_pages;
+}
+
+std::uint64_t PrefixIndex::publish_side(PrefixChain& side, const PrefixChain& chain, std::span<const Token> tokens,
+                                        std::span<const PageId> chain_pages, std::span<PageId> pages,
+                                        std::span<const RetentionRange> retention) noexcept {
+  if (side.name_space == nullptr) return 0;
+  if (side.num_restarts != chain.num_restarts) {
+    side.restart();
+    side.num_restarts = chain.num_restarts;
+  }
+  const std::uint64_t num_full = std::min<std::uint64_t>(chain.num_pages, pages.size());
+  std::uint64_t num_merged = 0;
+  while (side.num_pages < num_full) {
+    const std::uint64_t end = std::min(num_full, side.num_pages + Batch::kMaxPages);
+    const std::scoped_lock guard(pool_->lock());
+    for (; side.num_pages < end; ++side.num_pages) {
+      PageId& mine = pages[side.num_pages];
+      const PageId beside = chain_pages[side.num_pages];
+      // Released behind a window, or cleared.
+      if (mine == kNullPage || beside == kNullPage || !pool_->is_published_locked(beside)) continue;
+      const PageId known = find_side_locked(*side.name_space, beside);
+      if (known == kNullPage) {
+        if (pool_->is_published_locked(mine)) continue;  // which cannot be unless ids were misstated
+        const std::uint64_t hash = side_hash(entry(beside).hash, *side.name_space);
+        insert_locked({*side.name_space, beside, hash, side.num_pages, true}, mine,
+                      tokens.data() + side.num_pages * page_size_);
+      } else if (known != mine) {
+        if (!pool_->retain_locked(known)) continue;
+        replace_locked(mine, known);
+        ++num_merged;
+      }
+      if (!retention.empty()) apply_retention_locked(mine, side.num_pages, retention);
+    }
+  }
+  return num_merged;
+}
+
+void PrefixIndex::insert_locked(const Position& position, PageId page, const Token* tokens) noexcept {
+  Namespace& name_space = position.name_space;
   const std::uint32_t num_pins = entry(page).num_pins;  // of pins that outlived a clear
   Entry& added = *::new (&entry(page)) Entry();
   added.num_pins = num_pins;
-  added.hash = hash;
+  added.hash = position.hash;
   added.name_space = &name_space;
-  added.parent = to_index(chain.last);
-  added.next_in_bucket = bucket - 1;
-  bucket = to_index(page) + 1;
+  added.parent = to_index(position.parent);
+  added.is_side = position.is_side;
+  if (!added.is_side) {
+    std::int32_t& bucket = buckets_[static_cast<std::int64_t>(added.hash & bucket_mask_)];
+    added.next_in_bucket = bucket - 1;
+    bucket = to_index(page) + 1;
+  }
+  std::int32_t& first = first_sibling(added);
   added.next_sibling = first;
   if (first >= 0) entries_[first].previous_sibling = to_index(page);
   first = to_index(page);
@@ -95,35 +146,43 @@ void PrefixIndex::insert_locked(const PrefixChain& chain, PageId page, std::uint
   ++stats_.published_pages;
   pool_->publish_locked(page);
   order_.add(page);
-  order_.policy().on_published({.page = page, .hash = hash, .index = chain.num_pages});
-  events_.push(CacheEventKind::kStored, page, hash, chain.num_pages == 0 ? name_space.seed : chain.hash, tokens);
+  order_.policy().on_published({.page = page, .hash = added.hash, .index = position.index});
+  events_.push(CacheEventKind::kStored, page, added.hash, parent_hash_locked(added), tokens);
+}
+
+// Of the page before, in the same page table; of the namespace for a first page.
+std::uint64_t PrefixIndex::parent_hash_locked(const Entry& page) const noexcept {
+  const std::int32_t before = page.is_side ? entries_[page.parent].parent : page.parent;
+  if (before < 0) return page.name_space->seed;
+  return page.is_side ? side_hash(entries_[before].hash, *page.name_space) : entries_[before].hash;
+}
+
+void PrefixIndex::leave_bucket_locked(PageId page) noexcept {
+  const Entry& gone = entry(page);
+  std::int32_t& bucket = buckets_[static_cast<std::int64_t>(gone.hash & bucket_mask_)];
+  if (bucket == to_index(page) + 1) {
+    bucket = gone.next_in_bucket + 1;
+    return;
+  }
+  std::int32_t before = bucket - 1;
+  while (entries_[before].next_in_bucket != to_index(page)) before = entries_[before].next_in_bucket;
+  entries_[before].next_in_bucket = gone.next_in_bucket;
 }
 
 // Takes a leaf that is in no order out of the index. The pool unpublishes it.
 void PrefixIndex::remove_locked(PageId page) noexcept {
   Entry& gone = entry(page);
-  PAGEDKV_ASSERT(gone.first_child < 0);
-  std::int32_t& bucket = buckets_[static_cast<std::int64_t>(gone.hash & bucket_mask_)];
-  if (bucket == to_index(page) + 1) {
-    bucket = gone.next_in_bucket + 1;
-  } else {
-    std::int32_t before = bucket - 1;
-    while (entries_[before].next_in_bucket != to_index(page)) before = entries_[before].next_in_bucket;
-    entries_[before].next_in_bucket = gone.next_in_bucket;
-  }
+  PAGEDKV_ASSERT(gone.is_leaf());
+  const std::uint64_t parent_hash = parent_hash_locked(gone);
+  if (!gone.is_side) leave_bucket_locked(page);
   if (gone.next_sibling >= 0) entries_[gone.next_sibling].previous_sibling = gone.previous_sibling;
   if (gone.previous_sibling >= 0) {
     entries_[gone.previous_sibling].next_sibling = gone.next_sibling;
   } else {
-    first_child(*gone.name_space, gone.parent) = gone.next_sibling;
+    first_sibling(gone) = gone.next_sibling;
   }
-
-  std::uint64_t parent_hash = gone.name_space->seed;
-  if (gone.parent >= 0) {
-    Entry& parent = entries_[gone.parent];
-    parent_hash = parent.hash;
-    if (parent.first_child < 0 && order_.is_parked(PageId{gone.parent})) order_.unpark(PageId{gone.parent});
-  }
+  const PageId parent{gone.parent};
+  if (parent != kNullPage && entry(parent).is_leaf() && order_.is_parked(parent)) order_.unpark(parent);
   // After this the namespace may be forgotten.
   gone.name_space->num_pages.fetch_sub(1, std::memory_order_release);
   --stats_.published_pages;

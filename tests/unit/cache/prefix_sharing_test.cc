@@ -1,10 +1,15 @@
 // The prefix cache through KvCache: what open finds, what is published, and that nothing leaks.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <map>
 #include <numeric>
+#include <set>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pagedkv/kv_cache.h"
@@ -289,6 +294,89 @@ TEST(PrefixSharing, NothingLeaksWhenEveryHashCollides) {
     for (std::uint64_t t = 0; t < 8; ++t) EXPECT_EQ(k_of(cache, again, t), static_cast<float>(first * 100 + Token(t)));
   }
   EXPECT_EQ(cache.open(run_of_tokens(9, 4)).value().cached_tokens(), 0u);
+}
+
+/// Layer 0 sees all keys, layer 1 the last `window_left` and the first `sink_tokens`.
+KvCache full_and_sliding(std::uint64_t capacity_pages, std::int32_t window_left, std::uint32_t sink_tokens = 0,
+                         std::uint64_t event_capacity = 0) {
+  const std::vector<std::uint32_t> full = {0}, sliding = {1};
+  const KvLayerGroup groups[] = {{sliding, window_left, sink_tokens}, {full}};
+  KvCacheOptions options = tiny(capacity_pages);
+  options.layer_groups = groups;
+  options.prefix.event_capacity = event_capacity;
+  return KvCache::create(options).value();
+}
+
+/// Takes all pages that are free or cached but `num_left`, and gives them back.
+void press(KvCache& cache, std::uint64_t num_left) {
+  std::vector<PageId> pages(cache.pages_available() - num_left);
+  ASSERT_TRUE(cache.pool().allocate(pages));
+  ASSERT_TRUE(cache.pool().release(pages));
+}
+
+TEST(PrefixSharing, AHitNeedsOnlyThePagesOfTheWindowInASlidingGroup) {
+  KvCache cache = full_and_sliding(30, 4);
+  const std::vector<Token> prompt = run_of_tokens(40), longer = run_of_tokens(41);
+  ASSERT_TRUE(serve(cache, prompt).close());
+  EXPECT_EQ(cache.stats().prefix.published_pages, 20u);
+  press(cache, 12);  // the pages behind the window were released first, and go first
+  EXPECT_EQ(cache.stats().prefix.published_pages, 12u);
+  Sequence again = cache.open(longer).value();
+  EXPECT_EQ(again.cached_tokens(), 40u);
+  const std::span<const PageId> sliding = again.pages(0), full = again.pages(1);
+  EXPECT_EQ(std::count(sliding.begin(), sliding.end(), kNullPage), 9);
+  EXPECT_EQ(std::count(full.begin(), full.end(), kNullPage), 0);
+  EXPECT_EQ(k_of(cache, again, 39), 39);
+  prefill(cache, again, longer);
+  EXPECT_EQ(cache.open(run_of_tokens(30)).value().cached_tokens(), 0u) << "token 28 would see 24, which is gone";
+}
+
+TEST(PrefixSharing, AHitIsShortenedToWhereEveryWindowAndSinkIsThere) {
+  KvCache cache = full_and_sliding(60, 8, 5);
+  const std::vector<Token> prompt = run_of_tokens(40);
+  {
+    Sequence a = cache.open(prompt).value();
+    for (const std::size_t length : {12u, 24u, 40u}) {
+      prefill(cache, a, run_of_tokens(length));
+    }
+    const PinId pin = cache.pin(run_of_tokens(24)).value();  // two pages of the window, two of sinks, six full ones
+    EXPECT_EQ(cache.stats().prefix.pinned_pages, 10u);
+    ASSERT_TRUE(a.close());
+    press(cache, 0);
+    EXPECT_EQ(cache.stats().prefix.published_pages, 10u);
+    EXPECT_EQ(cache.open(prompt).value().cached_tokens(), 24u);
+    EXPECT_EQ(cache.open(run_of_tokens(24)).value().cached_tokens(), 8u) << "token 20 would see 12, which is gone";
+    ASSERT_TRUE(cache.unpin(pin));
+  }
+  press(cache, 0);
+  EXPECT_EQ(cache.open(prompt).value().cached_tokens(), 0u);
+}
+
+TEST(PrefixSharing, EventsOfASlidingGroupNameThePageBefore) {
+  KvCache cache = full_and_sliding(20, 4, 0, 100);
+  ASSERT_TRUE(serve(cache, run_of_tokens(20)).close());
+  press(cache, 0);
+  struct Seen {
+    std::map<PageId, std::pair<std::uint64_t, std::uint64_t>> stored;  // hash and parent's hash
+    std::set<std::uint64_t> hashes;
+    int num_evicted = 0, num_roots = 0;
+  } seen;
+  cache.poll_events(
+      [](void* user, const CacheEvent& event) noexcept {
+        auto& all = *static_cast<Seen*>(user);
+        if (event.kind == CacheEventKind::kStored) {
+          all.stored[event.page] = {event.hash, event.parent_hash};
+          all.num_roots += all.hashes.count(event.parent_hash) == 0 ? 1 : 0;
+          EXPECT_TRUE(all.hashes.insert(event.hash).second) << "each table has hashes of its own";
+          return;
+        }
+        EXPECT_EQ(all.stored[event.page], (std::pair{event.hash, event.parent_hash}));
+        ++all.num_evicted;
+      },
+      &seen);
+  EXPECT_EQ(seen.stored.size(), 10u);
+  EXPECT_EQ(seen.num_evicted, 10);
+  EXPECT_EQ(seen.num_roots, 2) << "the first pages of both tables";
 }
 
 TEST(PrefixSharing, CanBeTurnedOff) {
