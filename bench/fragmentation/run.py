@@ -2,7 +2,8 @@
 """Puts every way of giving out KV memory through the same traces, and draws what docs/FRAGMENTATION.md shows.
 
     bench/fragmentation/run.py --tool build/release/bin/pagedkv --data ../shared/data/traces --out build/fragmentation
-    bench/fragmentation/run.py ... --figures docs/images      also redraws the figures of the documents
+    bench/fragmentation/run.py ... --figures docs/figures               also redraws the figures of the documents
+    bench/fragmentation/run.py ... --figures docs/figures --draw-only   from the JSON of an earlier run in --out
 
 Writes one JSON and one HTML report a trace, hit rates of the prefix cache over capacity, and Belady's bound for them.
 Needs python3-matplotlib; libjemalloc2 and libmimalloc2.0 are measured if they are installed.
@@ -92,6 +93,11 @@ def hit_rates(args):
     return rates
 
 
+def read_earlier(args):
+    read = lambda name: json.loads((args.out / f"{name}.json").read_text())
+    return {name: read(name) for name in SCENARIOS}, read("hit_rates")
+
+
 def label(run):
     return f"paged, page {run['page_size']}" if run["policy"] == "paged" else run["policy"]
 
@@ -112,7 +118,7 @@ def draw_policies(plt, name, runs, folder):
     right.barh(names, lost, left=[a + b for a, b in zip(live, empty)], color=RED, label="free, but unusable")
     right.set_xlabel("percent of the capacity")
     right.set_xlim(0, 100)
-    right.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8, ncol=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     save(plt, figure, folder / f"fragmentation-{name}.svg")
 
 
@@ -124,19 +130,28 @@ def draw_page_sizes(plt, reports, folder):
     axes.axhline(4, color=GREY, linewidth=1, linestyle="--")
     axes.text(1, 4.2, "4 %", color="#64708a", fontsize=8)
     axes.set_xscale("log", base=2)
+    label_ticks(axes, [p for p, _ in pages])
     axes.set_xlabel("page size, tokens")
     axes.set_ylabel("waste, percent of reserved slots")
     axes.legend()
     save(plt, figure, folder / "fragmentation-page-size.svg")
 
 
+def label_ticks(axes, values):
+    axes.set_xticks(values, [f"{v:g}" for v in values])
+    axes.minorticks_off()
+
+
 def draw_hit_rates(plt, rates, folder):
     figure, axes = plt.subplots(figsize=(6.2, 3.4))
     capacity = [c / 1e6 for c in rates["capacity_tokens"]]
-    for name, colour in (("belady", GREY), ("arc", GREEN), ("s3-fifo", ORANGE), ("lru", BLUE)):
-        axes.plot(capacity, [100 * r for r in rates[name]], "o-", color=colour,
-                  label="Belady's bound" if name == "belady" else name)
+    shown = (("belady", GREY, "Belady's bound"), ("arc", GREEN, "ARC"), ("s3-fifo", ORANGE, "S3-FIFO"),
+             ("lru", BLUE, "LRU"))
+    for name, colour, text in shown:
+        axes.plot(capacity, [100 * r for r in rates[name]], "o-", color=colour, label=text)
     axes.set_xscale("log")
+    label_ticks(axes, capacity)
+    axes.set_ylim(0, 40)
     axes.set_xlabel("capacity, million tokens")
     axes.set_ylabel("prompt tokens found, percent")
     axes.legend()
@@ -158,13 +173,13 @@ def main():
     parser.add_argument("--data", type=pathlib.Path, default="../shared/data/traces", help="folder of the traces")
     parser.add_argument("--out", type=pathlib.Path, default="build/fragmentation")
     parser.add_argument("--figures", type=pathlib.Path, help="folder for the figures; default: --out")
+    parser.add_argument("--draw-only", action="store_true", help="draw what an earlier run left in --out")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     folder = args.figures or args.out
     folder.mkdir(parents=True, exist_ok=True)
 
-    reports = compare_policies(args)
-    rates = hit_rates(args)
+    reports, rates = read_earlier(args) if args.draw_only else (compare_policies(args), hit_rates(args))
     import matplotlib
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "pagedkv"
