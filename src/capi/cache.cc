@@ -108,7 +108,7 @@ Result<KvCache> create_cache(const pagedkv_cache_options* given, std::shared_ptr
   options.target = checks.text(known->target);
   std::vector<KvLayerGroup> groups;
   for (const pagedkv_layer_group& group : checks.span(known->layer_groups, known->num_layer_groups)) {
-    groups.push_back({checks.span(group.layers, group.num_layers), window_left_of(group.window)});
+    groups.push_back({checks.span(group.layers, group.num_layers), window_left_of(group.window), group.sink_tokens});
   }
   options.layer_groups = groups;
   if (known->reserved != 0) checks.fail({Errc::kUnsupported, "a reserved member is not 0"});

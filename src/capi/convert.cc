@@ -25,6 +25,7 @@ pagedkv_attention_variant variant_of(const AttentionVariant& given) noexcept {
   return {.sm_scale = given.sm_scale,
           .logits_soft_cap = given.logits_soft_cap,
           .window = static_cast<std::uint32_t>(given.window_left) + 1,
+          .sink_tokens = given.sink_tokens,
           .non_causal = given.causal ? 0 : 1,
           .sinks = given.sinks.data(),
           .num_sinks = given.sinks.size(),
@@ -36,6 +37,7 @@ AttentionVariant Checks::variant(const pagedkv_attention_variant& given) noexcep
   return {.sm_scale = given.sm_scale,
           .causal = given.non_causal == 0,
           .window_left = window_left_of(given.window),
+          .sink_tokens = given.sink_tokens,
           .logits_soft_cap = given.logits_soft_cap,
           .sinks = span(given.sinks, given.num_sinks),
           .alibi_slopes = span(given.alibi_slopes, given.num_alibi_slopes)};

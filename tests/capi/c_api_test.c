@@ -306,7 +306,7 @@ static void test_bad_options(void) {
   CHECK_STATUS(pagedkv_cache_create(&options, &cache), PAGEDKV_UNSUPPORTED);
   options = small_options();
   const uint32_t first[] = {0}, second[] = {1};
-  const pagedkv_layer_group groups[] = {{first, 1, 0}, {second, 1, 8}};
+  const pagedkv_layer_group groups[] = {{first, 1, 0, 0}, {second, 1, 8, 3}};
   options.layer_groups = groups;
   options.num_layer_groups = 2;
   options.eviction_policy = PAGEDKV_S3FIFO;

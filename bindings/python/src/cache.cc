@@ -262,9 +262,12 @@ std::unique_ptr<PyCache> make_cache(std::uint32_t num_layers, std::uint32_t num_
                                     std::uint32_t head_dim, std::uint32_t v_head_dim, const std::string& dtype,
                                     std::uint32_t page_size, std::uint64_t capacity_bytes, std::uint64_t capacity_pages,
                                     std::uint64_t watermark_pages, bool huge_pages, float sm_scale, bool causal,
-                                    std::int32_t window_left, float logits_soft_cap, nb::object sinks,
-                                    nb::object alibi_slopes, const std::string& target) {
-  const Array sink_values = floats_or_none(sinks, "sinks", num_q_heads);
+                                    std::int32_t window_left, std::uint32_t sink_tokens, float logits_soft_cap,
+                                    nb::object sinks, nb::object alibi_slopes, const std::string& target) {
+  nb::ndarray<nb::ro, nb::device::cpu> of_layers;
+  const bool has_layers = nb::try_cast(sinks, of_layers) && of_layers.ndim() == 2;
+  const Array sink_values =
+      floats_or_none(sinks, "sinks", std::int64_t{num_q_heads} * (has_layers ? std::int64_t{num_layers} : 1));
   const Array slopes = floats_or_none(alibi_slopes, "alibi_slopes", num_q_heads);
   const ModelShape shape{.num_layers = num_layers,
                          .num_q_heads = num_q_heads,
@@ -282,6 +285,7 @@ std::unique_ptr<PyCache> make_cache(std::uint32_t num_layers, std::uint32_t num_
   options.attention = {.sm_scale = sm_scale,
                        .causal = causal,
                        .window_left = window_left,
+                       .sink_tokens = sink_tokens,
                        .logits_soft_cap = logits_soft_cap,
                        .sinks = sink_values.floats(),
                        .alibi_slopes = slopes.floats()};
@@ -346,9 +350,11 @@ void bind_cache(nb::module_& m) {
       .def(nb::new_(&make_cache), nb::kw_only(), "num_layers"_a, "num_q_heads"_a, "num_kv_heads"_a, "head_dim"_a,
            "v_head_dim"_a = 0, "dtype"_a = "bf16", "page_size"_a = 16, "capacity_bytes"_a = 0, "capacity_pages"_a = 0,
            "watermark_pages"_a = 0, "huge_pages"_a = true, "sm_scale"_a = 0.0F, "causal"_a = true, "window_left"_a = -1,
-           "logits_soft_cap"_a = 0.0F, "sinks"_a = nb::none(), "alibi_slopes"_a = nb::none(), "target"_a = "",
+           "sink_tokens"_a = 0, "logits_soft_cap"_a = 0.0F, "sinks"_a = nb::none(), "alibi_slopes"_a = nb::none(),
+           "target"_a = "",
            "One of capacity_bytes and capacity_pages says how much; sm_scale 0 means 1 / sqrt(head_dim); v_head_dim 0 "
-           "means head_dim; target names a kernel target, empty for the best.")
+           "means head_dim; sinks is [num_q_heads] or, for each layer its own, [num_layers, num_q_heads]; sink_tokens "
+           "are the first tokens that are seen beside a window; target names a kernel target, empty for the best.")
       .def("open", &open_sequence, "tokens"_a = nb::none(), "cache_salt"_a = "", "extra_key"_a = "",
            "Opens a sequence; with the prompt's token ids it already holds the longest cached prefix (num_tokens).")
       .def("begin_step", &begin_step, "items"_a,

@@ -49,8 +49,8 @@ std::unique_ptr<PyPlan> make_plan(std::uint32_t num_q_heads, std::uint32_t num_k
                                   nb::object qo_indptr, nb::object kv_indptr, nb::object kv_indices,
                                   nb::object kv_last_page_len, nb::object block_table, nb::object seq_lens,
                                   nb::object q_start, float sm_scale, bool causal, std::int32_t window_left,
-                                  float logits_soft_cap, nb::object sinks, nb::object alibi_slopes,
-                                  const std::string& target) {
+                                  std::uint32_t sink_tokens, float logits_soft_cap, nb::object sinks,
+                                  nb::object alibi_slopes, const std::string& target) {
   const Array sink_values = floats_or_none(sinks, "sinks", num_q_heads);
   const Array slopes = floats_or_none(alibi_slopes, "alibi_slopes", num_q_heads);
   AttentionConfig config{.num_q_heads = num_q_heads,
@@ -62,6 +62,7 @@ std::unique_ptr<PyPlan> make_plan(std::uint32_t num_q_heads, std::uint32_t num_k
                          .variant = {.sm_scale = sm_scale,
                                      .causal = causal,
                                      .window_left = window_left,
+                                     .sink_tokens = sink_tokens,
                                      .logits_soft_cap = logits_soft_cap,
                                      .sinks = sink_values.floats(),
                                      .alibi_slopes = slopes.floats()},
@@ -145,8 +146,8 @@ void bind_plan(nb::module_& m) {
            "page_size"_a = 16, "dtype"_a = "bf16", "qo_indptr"_a, "kv_indptr"_a = nb::none(),
            "kv_indices"_a = nb::none(), "kv_last_page_len"_a = nb::none(), "block_table"_a = nb::none(),
            "seq_lens"_a = nb::none(), "q_start"_a = nb::none(), "sm_scale"_a = 0.0F, "causal"_a = true,
-           "window_left"_a = -1, "logits_soft_cap"_a = 0.0F, "sinks"_a = nb::none(), "alibi_slopes"_a = nb::none(),
-           "target"_a = "",
+           "window_left"_a = -1, "sink_tokens"_a = 0, "logits_soft_cap"_a = 0.0F, "sinks"_a = nb::none(),
+           "alibi_slopes"_a = nb::none(), "target"_a = "",
            "Page tables come as kv_indptr, kv_indices and kv_last_page_len, or as block_table and seq_lens; lengths "
            "are after append. Integers are lists or arrays.")
       .def("run", &run_plan, "k"_a.none(), "v"_a.none(), "q"_a.none(), "out"_a = nb::none(), "lse"_a = nb::none(),

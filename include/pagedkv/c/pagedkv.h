@@ -115,9 +115,10 @@ PAGEDKV_API pagedkv_status pagedkv_active_target(const char** name);
 typedef struct {
   float sm_scale;
   float logits_soft_cap;
-  uint32_t window;    /* Keys that a query sees, its own among them; 0 = all. */
-  int32_t non_causal; /* Non-zero: a query sees keys after its own too. */
-  const float* sinks; /* [num_q_heads] or NULL; copied. */
+  uint32_t window;      /* Keys that a query sees, its own among them; 0 = all. */
+  uint32_t sink_tokens; /* First tokens that every query sees beside its window. */
+  int32_t non_causal;   /* Non-zero: a query sees keys after its own too. */
+  const float* sinks;   /* [num_q_heads] or NULL; copied. For a cache also [num_layers][num_q_heads]. */
   size_t num_sinks;
   const float* alibi_slopes; /* [num_q_heads] or NULL; copied. */
   size_t num_alibi_slopes;
@@ -128,6 +129,7 @@ typedef struct {
   const uint32_t* layers;
   size_t num_layers;
   uint32_t window; /* As above. */
+  uint32_t sink_tokens;
 } pagedkv_layer_group;
 
 /* See prefix_cache.h. */
