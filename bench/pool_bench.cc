@@ -1,7 +1,12 @@
-// Pages taken and given back: one, a batch under one lock, and by two threads at once.
+// Pages taken and given back: one, a batch under one lock, by two threads at once; and their memory after a burst.
 #include <benchmark/benchmark.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
+#include <random>
+#include <span>
 #include <vector>
 
 #include "pagedkv/page_pool.h"
@@ -64,6 +69,42 @@ void allocate_release_batch(benchmark::State& state) {
   state.SetLabel("limit: L1 and L2 traffic of the free list");
 }
 BENCHMARK(allocate_release_batch)->Arg(8)->Arg(64)->Arg(512);
+
+/// Bytes of the pool's range that are in memory now.
+std::uint64_t resident_bytes(const PagePool& pool) {
+  const auto os_page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::uint64_t num_bytes = pool.max_capacity_pages() * pool.page_bytes();
+  std::vector<unsigned char> in_core((num_bytes + os_page - 1) / os_page);
+  if (::mincore(pool.base(), num_bytes, in_core.data()) != 0) return 0;
+  return os_page * static_cast<std::uint64_t>(
+                       std::count_if(in_core.begin(), in_core.end(), [](unsigned char c) { return (c & 1U) != 0; }));
+}
+
+// 256 MiB of pages in use, of which one in eight lives on, scattered: the time in which the others' memory is given
+// back, and what is resident then, as multiple of what lives.
+void trim_after_burst(benchmark::State& state) {
+  const auto page_bytes = static_cast<std::uint64_t>(state.range(0)) << 10;
+  const std::uint64_t num_pages = (std::uint64_t{256} << 20) / page_bytes, num_live = num_pages / 8;
+  double resident = 0;
+  for (auto _ : state) {
+    state.PauseTiming();
+    PagePool pool = PagePool::create({.page_bytes = page_bytes, .capacity_pages = num_pages}).value();
+    std::vector<PageId> pages(num_pages);
+    if (!pool.allocate(pages)) state.SkipWithError("the pool refused pages");
+    for (const PageId page : pages) std::memset(pool.page_data(page), 1, page_bytes);
+    std::shuffle(pages.begin(), pages.end(), std::mt19937(7));
+    if (!pool.release(std::span(pages).subspan(num_live))) state.SkipWithError("the pool refused a release");
+    state.ResumeTiming();
+    if (!pool.trim()) state.SkipWithError("the pool could not give memory back");
+    state.PauseTiming();
+    resident = static_cast<double>(resident_bytes(pool)) / static_cast<double>(num_live * page_bytes);
+    state.ResumeTiming();
+  }
+  state.counters["resident_to_live"] = resident;
+  report_bytes(state, static_cast<double>((num_pages - num_live) * page_bytes));
+  state.SetLabel("limit: the system's unmapping");
+}
+BENCHMARK(trim_after_burst)->Arg(4)->Arg(64)->Arg(2048)->ArgName("page_KiB")->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace pagedkv::bench

@@ -145,7 +145,14 @@ class PAGEDKV_API KvCache {
   static Result<KvCache> create(const KvCacheOptions& options) noexcept;
 
   /// Opens a sequence for a prompt. It already holds the longest cached prefix (`num_tokens()`), at most all tokens but
-  /// the last; feed the rest through steps. Without tokens it begins empty. Full pages whose tokens are known, from
+  /// the last; feed the rest through steps. Without tokens it begins empty.
+  ///
+  /// The prefix goes as far as one page table has all of its full pages (that of a group without a window, if there is
+  /// one) and every other has those that the next token sees: of a sliding group its window and sinks. Then come the
+  /// rows of a page that only begins as the prompt goes on: the longest beginning among its 32 youngest continuations,
+  /// so that a system prompt with thousands of them costs no more to look up; it is less than a page that others hold.
+  ///
+  /// Full pages whose tokens are known, from
   /// here or from StepItem::tokens, are published when they are committed; a page that another sequence has published
   /// with the same tokens before it takes its place.
   ///

@@ -10,7 +10,8 @@
 namespace pagedkv::prefix {
 
 namespace {
-// Continuations of one page that are compared for a partial match: the most recently published.
+// Continuations of one page that are compared for a partial match: the most recently published. Each is a cache miss
+// under the pool's lock, behind a system prompt there may be thousands, and less than a page is to be won.
 constexpr int kMaxSiblings = 32;
 }  // namespace
 

@@ -134,8 +134,7 @@ void serve_tenant(KvCache& cache, int tenant) {
   }
 }
 
-TEST(StepStress, OpensForksStepsEvictionsTrimsAndCapacityChangesAtOnce) {
-  KvCacheOptions options = small_options(24);
+void serve_tenants(KvCacheOptions options) {
   options.max_capacity_pages = 40;
   options.prefix.event_capacity = 64;
   KvCache cache = KvCache::create(options).value();
@@ -158,6 +157,16 @@ TEST(StepStress, OpensForksStepsEvictionsTrimsAndCapacityChangesAtOnce) {
   const CacheStats stats = cache.stats();
   EXPECT_GT(stats.prefix.hit_tokens, 0u);
   EXPECT_EQ(stats.pool.used_pages, 0u);
+}
+
+TEST(StepStress, OpensForksStepsEvictionsTrimsAndCapacityChangesAtOnce) { serve_tenants(small_options(24)); }
+
+TEST(StepStress, TheSameWithALayerGroupThatSlides) {
+  const std::vector<std::uint32_t> full = {0}, sliding = {1};
+  const KvLayerGroup groups[] = {{full}, {sliding, 3, 2}};
+  KvCacheOptions options = small_options(36);
+  options.layer_groups = groups;
+  serve_tenants(options);
 }
 
 }  // namespace
