@@ -45,7 +45,9 @@ struct alignas(64) ColumnBlock {
   std::int32_t position[kBlockColumns];
   float slope[kBlockColumns];
   std::int32_t min_first, max_first, min_end, max_end;
+  std::int32_t first_row, first_head;  // of column 0
   int num_columns;
+  bool has_sums;  // else the sums hold garbage and stand for zeros
 };
 
 /// Pieces of scratch, 64-byte aligned. B: blocks_a_pass.
@@ -117,8 +119,7 @@ class PrefillTask {
     num_blocks_ = ceil_to(count, kBlockColumns) / kBlockColumns;
     std::int64_t begin = task_.kv_end, end = task_.kv_begin;
     for (int b = 0; b < num_blocks_; ++b) {
-      first_column_ = first;
-      open_block(b, std::min(kBlockColumns, count - b * kBlockColumns));
+      open_block(b, first + b * kBlockColumns, std::min(kBlockColumns, count - b * kBlockColumns));
       begin = std::min<std::int64_t>(begin, scratch_.blocks[b].min_first);
       end = std::max<std::int64_t>(end, scratch_.blocks[b].max_end);
     }
@@ -133,36 +134,42 @@ class PrefillTask {
     for (int b = 0; b < num_blocks_; ++b) close_block(b);
   }
 
-  int row_of(int block, int column) const noexcept {
-    return static_cast<int>((first_column_ + block * kBlockColumns + column) / params_.group);
-  }
-  int head_of(int block, int column) const noexcept {
-    return static_cast<int>((first_column_ + block * kBlockColumns + column) % params_.group);
+  /// (query row of the task, head of the group) of a column.
+  struct Column {
+    int row, head;
+  };
+  Column column_of(const ColumnBlock& block, int column) const noexcept {
+    const unsigned from_first_row = static_cast<unsigned>(block.first_head + column);
+    return {block.first_row + static_cast<int>(from_first_row / params_.group),
+            static_cast<int>(from_first_row % params_.group)};
   }
   std::byte* queries(int block) const noexcept {
     return scratch_.queries + std::int64_t{block} * kColumnTiles * terms_ * k_tiles_ * kTileBytes;
   }
   float* sums(int block) const noexcept { return scratch_.sums + std::int64_t{block} * d_tiles_ * kSlotFloats; }
 
-  void open_block(int index, int num_columns) noexcept {
+  void open_block(int index, std::int64_t first_column, int num_columns) noexcept {
     ColumnBlock& block = scratch_.blocks[index];
     block.num_columns = num_columns;
+    block.first_row = static_cast<std::int32_t>(first_column / params_.group);
+    block.first_head = static_cast<std::int32_t>(first_column % params_.group);
+    block.has_sums = false;
     block.min_first = block.min_end = 0x7fffffff, block.max_first = block.max_end = 0;
     for (int c = 0; c < kBlockColumns; ++c) {
       // Columns beyond the last have zero queries, see everything and are written nowhere.
       block.max[c] = c < num_columns ? kNoMaximum : 0.f, block.sum[c] = 0, block.slope[c] = 0;
       block.first[c] = 0, block.end[c] = 0x7fffffff, block.position[c] = 0;
       if (c >= num_columns) continue;
-      const Visible keys = visible_keys(params_, task_, row_of(index, c));
+      const Column column = column_of(block, c);
+      const Visible keys = visible_keys(params_, task_, column.row);
       block.first[c] = keys.first, block.end[c] = keys.end;
-      block.position[c] = static_cast<std::int32_t>(task_.first_pos + row_of(index, c));
+      block.position[c] = static_cast<std::int32_t>(task_.first_pos + column.row);
       block.min_first = std::min(block.min_first, keys.first), block.max_first = std::max(block.max_first, keys.first);
       block.min_end = std::min(block.min_end, keys.end), block.max_end = std::max(block.max_end, keys.end);
       if (params_.alibi_slopes != nullptr) {
-        block.slope[c] = params_.alibi_slopes[task_.kv_head * params_.group + static_cast<unsigned>(head_of(index, c))];
+        block.slope[c] = params_.alibi_slopes[task_.kv_head * params_.group + static_cast<unsigned>(column.head)];
       }
     }
-    std::memset(sums(index), 0, static_cast<std::size_t>(d_tiles_ * kSlotFloats) * 4);
     for (int tile = 0; tile < kColumnTiles; ++tile) pack_queries(index, tile);
   }
 
@@ -172,9 +179,12 @@ class PrefillTask {
     const int dim = static_cast<int>(params_.head_dim), element = static_cast<int>(size_of(params_.q_dtype));
     const std::byte* row[16];
     for (int c = 0; c < count; ++c) {
-      const int column = tile * 16 + c;
+      const Column column = column_of(scratch_.blocks[index], tile * 16 + c);
       row[c] = static_cast<const std::byte*>(params_.q) +
-               row_offset(params_, task_, row_of(index, column), head_of(index, column), params_.head_dim) * element;
+               row_offset(params_, task_, column.row, column.head, params_.head_dim) * element;
+      // Two tiles ahead, or past the queries: a prefetch of no use does no harm.
+      prefetch_lines(row[c] + (32 / params_.group + 1) * std::int64_t{params_.num_q_heads} * dim * element,
+                     dim * element);
     }
     std::byte* to = queries(index) + std::int64_t{tile} * terms_ * k_tiles_ * kTileBytes;
     for (int term = 0; term < terms_; ++term) {
@@ -336,7 +346,12 @@ class PrefillTask {
     for (int group = tile / 2, end = (stop + 1) / 2; group < end;) {
       const int count = std::min(end - group, 4 - group % 4);
       const std::byte* values = scratch_.values + (std::int64_t{group} / 4 * d_tiles_ * 4 + group % 4) * kTileBytes;
-      weigh(count, values, 4 * kTileBytes, weights, sums(index), d_tiles_);
+      if (block.has_sums) {
+        weigh<false>(count, values, 4 * kTileBytes, weights, sums(index), d_tiles_);
+      } else {
+        weigh<true>(count, values, 4 * kTileBytes, weights, sums(index), d_tiles_);
+      }
+      block.has_sums = true;
       weights += count * kWeightBytes, group += count;
     }
   }
@@ -440,7 +455,7 @@ class PrefillTask {
           _mm512_mask_mov_ps(_mm512_set1_ps(1.f), bad, exp2_exact(_mm512_sub_ps(saved.max[c], top[c])));
       state.max[c] = _mm512_mask_mov_ps(saved.max[c], bad, top[c]);
       state.sum[c] = _mm512_mul_ps(saved.sum[c], factor);
-      for (int d = 0; d < d_tiles_; ++d) {
+      for (int d = 0; scratch_.blocks[index].has_sums && d < d_tiles_; ++d) {
         float* sum = sums(index) + d * kSlotFloats + c * kTileFloats;
         for (int i = 0; i < 16; ++i) _mm512_store_ps(sum + i * 16, _mm512_mul_ps(_mm512_load_ps(sum + i * 16), factor));
       }
@@ -489,7 +504,8 @@ class PrefillTask {
 
   /// Mask logits [16 tokens][16 columns] of one column tile: rows of the mask, transposed.
   void mask_tile(int index, int column_tile, std::int32_t token, __m512i* to) const noexcept {
-    const int num_columns = scratch_.blocks[index].num_columns - column_tile * 16;
+    const ColumnBlock& block = scratch_.blocks[index];
+    const int num_columns = block.num_columns - column_tile * 16;
     const int count = static_cast<int>(std::min<std::int64_t>(kTileRows, task_.kv_end - token));
     std::int64_t last_entry = -1;
     for (int c = 0; c < 16; ++c) {
@@ -497,8 +513,9 @@ class PrefillTask {
         to[c] = _mm512_setzero_si512();
         continue;
       }
-      const std::int64_t entry = task_.mask_offset + row_of(index, column_tile * 16 + c) * task_.mask_row_stride +
-                                 head_of(index, column_tile * 16 + c) * task_.mask_head_stride + token;
+      const Column column = column_of(block, column_tile * 16 + c);
+      const std::int64_t entry =
+          task_.mask_offset + column.row * task_.mask_row_stride + column.head * task_.mask_head_stride + token;
       // Heads of a row mostly share its mask: expand it once.
       to[c] = c > 0 && entry == last_entry
                   ? to[c - 1]
@@ -511,28 +528,36 @@ class PrefillTask {
   /// Divides by the sums and writes the rows, 16 columns at a time transposed back.
   void close_block(int index) noexcept {
     const ColumnBlock& block = scratch_.blocks[index];
+    if (!block.has_sums) std::memset(sums(index), 0, static_cast<std::size_t>(d_tiles_ * kSlotFloats) * 4);
     const int dim = static_cast<int>(params_.v_head_dim);
     for (int c = 0; c < kColumnTiles && c * 16 < block.num_columns; ++c) {
       const int count = std::min(16, block.num_columns - c * 16);
       alignas(64) float factor[16] = {};
       OutputRow rows[16];
       for (int i = 0; i < count; ++i) {
-        const int column = c * 16 + i, row = row_of(index, column), head = head_of(index, column);
-        const RowEnd end = end_row(params_, task_, head, block.max[column], block.sum[column]);
+        const Column column = column_of(block, c * 16 + i);
+        const RowEnd end = end_row(params_, task_, column.head, block.max[c * 16 + i], block.sum[c * 16 + i]);
         factor[i] = end.factor;
-        write_lse(params_, task_, row, head, end.lse);
-        rows[i] = output_row(params_, task_, row, head);
+        write_lse(params_, task_, column.row, column.head, end.lse);
+        rows[i] = output_row(params_, task_, column.row, column.head);
       }
-      for (int d = 0; d * 16 < dim; ++d) {
-        const float* from = sums(index) + d * kSlotFloats + c * kTileFloats;
-        __m512i r[16];
-        for (int i = 0; i < 16; ++i) {
-          r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + i * 16), _mm512_load_ps(factor)));
+      for (int d = 0; d * 16 < dim; d += 2) {
+        __m512i low[16], high[16];
+        final_tile(index, c, d, factor, low), final_tile(index, c, d + 1, factor, high);
+        for (int i = 0; i < count; ++i) {
+          rows[i].store(d * 16, dim, _mm512_castsi512_ps(low[i]), _mm512_castsi512_ps(high[i]));
         }
-        transpose16(r);
-        for (int i = 0; i < count; ++i) rows[i].store(d * 16, dim, _mm512_castsi512_ps(r[i]));
       }
     }
+  }
+
+  /// Sums of 16 dims and 16 columns, times the columns' factors, as [column][dim].
+  void final_tile(int index, int column_tile, int d, const float* factor, __m512i* to) const noexcept {
+    const float* from = sums(index) + d * kSlotFloats + column_tile * kTileFloats;
+    for (int i = 0; i < 16; ++i) {
+      to[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + i * 16), _mm512_load_ps(factor)));
+    }
+    transpose16(to);
   }
 
   const AttendParams& params_;
@@ -543,8 +568,7 @@ class PrefillTask {
   const float scale_;
   const bool is_plain_;  // neither soft cap nor ALiBi nor mask
   const float hidden_score_;
-  std::int64_t first_column_ = 0;  // of the blocks at hand
-  std::int64_t chunk_ = 0;         // first token of the chunk at hand
+  std::int64_t chunk_ = 0;  // first token of the chunk at hand
   int num_blocks_ = 0;
   Prefetcher ahead_;             // of the next chunk
   int ahead_lines_ = 0;          // a token tile

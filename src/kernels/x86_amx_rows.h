@@ -28,6 +28,10 @@ PAGEDKV_AMX_INLINE void copy_row(std::byte* to, const std::byte* from, std::int6
   }
 }
 
+PAGEDKV_AMX_INLINE void prefetch_lines(const std::byte* from, std::int64_t bytes) noexcept {
+  for (std::int64_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from) + i, _MM_HINT_T0);
+}
+
 /// The K and V rows of one kv head of one sequence. Tokens are counted from the start of the sequence.
 class KvRows {
  public:
@@ -209,6 +213,14 @@ struct OutputRow {
   /// Elements [first, first + 16) of a row of `dim`.
   PAGEDKV_AMX_INLINE void store(int first, int dim, __m512 x) const noexcept {
     store_floats(to + first * static_cast<int>(size_of(dtype)), dtype, first_lanes16(dim - first), x);
+  }
+  /// Elements [first, first + 32): whole cache lines of bf16.
+  PAGEDKV_AMX_INLINE void store(int first, int dim, __m512 low, __m512 high) const noexcept {
+    if (dtype == DType::bf16) {
+      _mm512_mask_storeu_epi16(to + first * 2, first_lanes32(dim - first), to_bf16(low, high));
+    } else {
+      store(first, dim, low), store(first + 16, dim, high);
+    }
   }
 };
 PAGEDKV_AMX_INLINE OutputRow output_row(const AttendParams& params, const AttendTask& task, int row,

@@ -33,6 +33,7 @@ PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, s
   const __m512 even = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(from), state.scale, state.max[kTile]));
   const __m512 odd = exp2_fast_by_adds(_mm512_fmsub_ps(_mm512_load_ps(from + 16), state.scale, state.max[kTile]));
   state.sum[kTile] = _mm512_add_ps(_mm512_add_ps(state.sum[kTile], even), odd);
+  asm volatile("" : "+v"(state.sum[kTile]));  // now: g++ puts all sums off to the end, spilling every weight till then
   // Upper halves of both, rounded to nearest: two additions and a shuffle; vcvtne2ps2bf16 costs two cycles of port 0.
   const __m512i upper = _mm512_set_epi16(63, 31, 61, 29, 59, 27, 57, 25, 55, 23, 53, 21, 51, 19, 49, 17, 47, 15, 45, 13,
                                          43, 11, 41, 9, 39, 7, 37, 5, 35, 3, 33, 1);
@@ -143,25 +144,31 @@ void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePa
   state = local;
 }
 
-template <int kTiles, int kStep = 0>
+template <int kTiles, bool kFromZero, int kStep = 0>
 PAGEDKV_AMX_INLINE void weigh_steps(const std::byte* weights, float* sums) noexcept {
   constexpr int kColumnTile = kStep / kTiles, kTile = kStep % kTiles, kAcc = kColumnTile % 2;
-  if constexpr (kTile == 0) tile_load<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
+  if constexpr (kTile == 0) {
+    if constexpr (kFromZero) {
+      tile_zero<kAcc>();
+    } else {
+      tile_load<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
+    }
+  }
   tile_load<2 + kStep % 2>(weights + kTile * kWeightBytes + kColumnTile * kTileBytes, kTileRowBytes);
   tile_dot<kAcc, 4 + kTile, 2 + kStep % 2>();
   if constexpr (kColumnTile > 0 && kTile == (kTiles > 1 ? 1 : 0)) {
     tile_store<1 - kAcc>(sums + (kColumnTile - 1) * kTileFloats, kTileRowBytes);
   }
   if constexpr (kStep + 1 < kTiles * kColumnTiles) {
-    weigh_steps<kTiles, kStep + 1>(weights, sums);
+    weigh_steps<kTiles, kFromZero, kStep + 1>(weights, sums);
   } else {
     tile_store<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
   }
 }
 
-/// sums [d tile][4][16][16] += V^T weights over kTiles k tiles of 32 tokens: V tiles of one d tile stay in tmm4..7,
-/// weights stream through tmm2 and 3, sums are stored one chain late.
-template <int kTiles>
+/// sums [d tile][4][16][16] += V^T weights over kTiles k tiles of 32 tokens, or = if kFromZero: V tiles of one d tile
+/// stay in tmm4..7, weights stream through tmm2 and 3, sums are stored one chain late.
+template <int kTiles, bool kFromZero>
 void weigh(const std::byte* values, std::int64_t value_stride, const std::byte* weights, float* sums,
            int num_d_tiles) noexcept {
   for (int d = 0; d < num_d_tiles; ++d, values += value_stride, sums += kSlotFloats) {
@@ -169,18 +176,19 @@ void weigh(const std::byte* values, std::int64_t value_stride, const std::byte* 
     if constexpr (kTiles > 1) tile_load<5>(values + kTileBytes, kTileRowBytes);
     if constexpr (kTiles > 2) tile_load<6>(values + 2 * kTileBytes, kTileRowBytes);
     if constexpr (kTiles > 3) tile_load<7>(values + 3 * kTileBytes, kTileRowBytes);
-    weigh_steps<kTiles>(weights, sums);
+    weigh_steps<kTiles, kFromZero>(weights, sums);
   }
 }
 
 /// The same for `count` (1..4) k tiles.
-[[maybe_unused]] void weigh(int count, const std::byte* values, std::int64_t value_stride, const std::byte* weights,
-                            float* sums, int num_d_tiles) noexcept {
+template <bool kFromZero>
+void weigh(int count, const std::byte* values, std::int64_t value_stride, const std::byte* weights, float* sums,
+           int num_d_tiles) noexcept {
   switch (count) {
-    case 1: return weigh<1>(values, value_stride, weights, sums, num_d_tiles);
-    case 2: return weigh<2>(values, value_stride, weights, sums, num_d_tiles);
-    case 3: return weigh<3>(values, value_stride, weights, sums, num_d_tiles);
-    default: return weigh<4>(values, value_stride, weights, sums, num_d_tiles);
+    case 1: return weigh<1, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
+    case 2: return weigh<2, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
+    case 3: return weigh<3, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
+    default: return weigh<4, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
   }
 }
 
