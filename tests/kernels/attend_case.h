@@ -13,6 +13,7 @@
 #include "format/convert.h"
 #include "kernels/attend.h"
 #include "kernels/reference.h"
+#include "support/guarded_memory.h"
 
 namespace pagedkv::testing {
 
@@ -38,7 +39,7 @@ struct AttendShape {
   std::uint32_t seed = 1;
 };
 
-inline void store_element(std::vector<std::byte>& to, std::size_t index, DType dtype, float value) {
+inline void store_element(GuardedVector<std::byte>& to, std::size_t index, DType dtype, float value) {
   format::store_element(to.data(), index, dtype, value);
 }
 
@@ -86,8 +87,8 @@ class AttendCase {
     const std::size_t v_dim = shape_.v_head_dim, group = shape_.group, rows = static_cast<std::size_t>(count);
     const std::size_t all_rows = static_cast<std::size_t>(shape_.num_rows + kRowsBefore), heads = num_q_heads();
     constexpr unsigned char kUntouched = 0x5a;
-    std::vector<std::byte> out(all_rows * heads * v_dim * size_of(shape_.out_dtype), std::byte{kUntouched});
-    std::vector<float> lse(all_rows * heads, 12345.f);
+    GuardedVector<std::byte> out(all_rows * heads * v_dim * size_of(shape_.out_dtype), std::byte{kUntouched});
+    GuardedVector<float> lse(all_rows * heads, 12345.f);
     params.out = out.data(), params.lse = lse.data();
     AttendTask task{};
     task.page_table = table_.data(), task.kv_begin = begin, task.kv_end = end, task.kv_head = kv_head;
@@ -98,12 +99,12 @@ class AttendCase {
     task.first_part = begin == 0;
     Result result{std::vector<float>(rows * group * v_dim), std::vector<float>(rows * group)};
     if (partial) task.partial_out = result.out.data(), task.partial_lse = result.lse.data();
+    // NaN in every format, and aligned, whichever end is guarded.
     const std::size_t scratch_bytes = kernel.scratch_bytes(params, count);
-    std::vector<std::byte> scratch(scratch_bytes + 128, std::byte{0xff});  // NaN in every format
-    auto* aligned = reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(scratch.data()) + 63) / 64 * 64);
-    kernel.attend(params, task, aligned);
-    for (std::byte* p = aligned + scratch_bytes; p != scratch.data() + scratch.size(); ++p) {
-      if (*p != std::byte{0xff}) result.lse.assign(rows * group, std::numeric_limits<float>::quiet_NaN());
+    GuardedVector<std::byte> scratch((scratch_bytes + 63) / 64 * 64, std::byte{0xff});
+    kernel.attend(params, task, scratch.data());
+    for (std::size_t i = scratch_bytes; i < scratch.size(); ++i) {
+      if (scratch[i] != std::byte{0xff}) result.lse.assign(rows * group, std::numeric_limits<float>::quiet_NaN());
     }
     if (partial) return result;
     for (std::size_t r = 0; r < rows; ++r) {
@@ -217,9 +218,9 @@ class AttendCase {
   AttendShape shape_;
   std::mt19937 random_;
   std::int64_t first_pos_;
-  std::vector<std::byte> pages_, q_, mask_;
-  std::vector<std::int32_t> table_;
-  std::vector<float> slopes_, sinks_;
+  GuardedVector<std::byte> pages_, q_, mask_;
+  GuardedVector<std::int32_t> table_;
+  GuardedVector<float> slopes_, sinks_;
   std::int64_t mask_row_stride_ = 0, mask_head_stride_ = 0;
   AttendParams params_{};
 };
