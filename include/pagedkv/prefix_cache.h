@@ -97,7 +97,7 @@ struct PrefixStats {
   std::uint64_t pinned_pages = 0;     ///< Kept by pins now; they count as used in PoolStats.
   std::uint64_t namespaces = 0;       ///< Tenants with pages or open sequences.
   std::uint64_t lost_events = 0;      ///< Overwritten before they were polled.
-  std::uint64_t metadata_bytes = 0;   ///< Bookkeeping of the index and its policy's arrays.
+  std::uint64_t metadata_bytes = 0;   ///< Bookkeeping of the index and the eviction order, without what a policy keeps.
 };
 
 /// A pinned prefix.

@@ -33,25 +33,35 @@ KvCacheOptions shape_of(std::uint32_t num_layers) {
 
 struct Packing {
   const char* model;
-  std::uint32_t num_layers, period, layers_per_page, num_tables;
+  std::uint32_t num_layers, period;
+  std::int32_t window_left;
+  std::uint32_t layers_per_page, num_tables;
   double waste;  // places without a layer / all places
+  double held;   // bytes that 32,768 tokens hold / those that all layers would hold without windows
 };
 
+// The table of docs/FRAGMENTATION.md.
 TEST(LayerMap, KnownModelsWasteAtMostATwentieth) {
   const Packing cases[] = {
-      {"gpt-oss 120b", 36, 2, 18, 2, 0},       {"Llama 4 Scout", 48, 4, 12, 4, 0}, {"Gemma 2 27b", 46, 2, 23, 2, 0},
-      {"Gemma 3 27b", 62, 6, 5, 13, 3.0 / 65}, {"Gemma 3 1b", 26, 6, 2, 13, 0},
+      {"gpt-oss 120b", 36, 2, 127, 18, 2, 0, 0.502},        {"Llama 4 Scout", 48, 4, 8191, 12, 4, 0, 0.438},
+      {"Gemma 2 27b", 46, 2, 4095, 23, 2, 0, 0.563},        {"Gemma 3 1b", 26, 6, 511, 2, 13, 0, 0.168},
+      {"Gemma 3 27b", 62, 6, 1023, 5, 13, 3.0 / 65, 0.190},
   };
   for (const Packing& known : cases) {
     const Interleaved layers(known.num_layers, known.period);
-    const KvLayerGroup groups[] = {{layers.sliding, 512}, {layers.full, -1}};
+    const KvLayerGroup groups[] = {{layers.sliding, known.window_left}, {layers.full, -1}};
     KvCacheOptions options = shape_of(known.num_layers);
     options.layer_groups = groups;
     LayerMap map;
     ASSERT_TRUE(map.assign(options)) << known.model;
     EXPECT_EQ(map.layers_per_page(), known.layers_per_page) << known.model;
     EXPECT_EQ(map.tables().size(), known.num_tables) << known.model;
-    const CacheStats stats = KvCache::create(options).value().stats();
+    const KvCache cache = KvCache::create(options).value();
+    const CacheStats stats = cache.stats();
+    constexpr std::uint64_t kTokens = 32'768;
+    const double held = static_cast<double>(cache.pages_for_tokens(kTokens, 1) * map.layers_per_page());
+    const double of_all_layers = static_cast<double>(kTokens / options.page_size * known.num_layers);
+    EXPECT_NEAR(held / of_all_layers, known.held, 0.0005) << known.model;
     EXPECT_NEAR(stats.padding_bytes_per_token / stats.bytes_per_token, known.waste, 1e-9) << known.model;
     EXPECT_LE(known.waste, 0.05);
   }
