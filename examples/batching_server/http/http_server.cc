@@ -93,15 +93,16 @@ void HttpServer::Impl::set_up() {
       default: return answer(response, {response.status, "invalid_request_error", "The request could not be read."});
     }
   });
-  server.set_exception_handler([](const httplib::Request&, httplib::Response& response, std::exception_ptr thrown) {
-    try {
-      std::rethrow_exception(thrown);
-    } catch (const ApiError& error) {
-      answer(response, error);
-    } catch (const std::exception& error) {
-      answer(response, {500, "server_error", error.what()});
-    }
-  });
+  server.set_exception_handler(
+      [](const httplib::Request&, httplib::Response& response, const std::exception_ptr& thrown) {
+        try {
+          std::rethrow_exception(thrown);
+        } catch (const ApiError& error) {
+          answer(response, error);
+        } catch (const std::exception& error) {
+          answer(response, {500, "server_error", error.what()});
+        }
+      });
 }
 
 void HttpServer::Impl::route() {

@@ -93,8 +93,9 @@ struct Metrics::Impl {
   std::shared_ptr<EngineCollector> engine_numbers;
   prometheus::Registry registry;
 
-  prometheus::Histogram& histogram(const char* name, const char* help, prometheus::Histogram::BucketBoundaries bounds) {
-    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add({}, std::move(bounds));
+  prometheus::Histogram& histogram(const char* name, const char* help,
+                                   const prometheus::Histogram::BucketBoundaries& bounds) {
+    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add({}, bounds);
   }
   // Seconds.
   prometheus::Histogram& first_token =

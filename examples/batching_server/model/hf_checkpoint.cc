@@ -107,7 +107,8 @@ class HfCheckpoint final : public TensorSource {
         throw LoadError(index_path + ": names a file outside the checkpoint");
       }
       shard_of_.emplace(name, shard);
-      if (!shards_.contains(shard)) shards_.emplace(shard, SafetensorsFile(folder + "/" + shard));
+      if (!shards_.contains(shard))
+        shards_.emplace(shard, SafetensorsFile((std::filesystem::path(folder) / shard).string()));
     }
   }
 
