@@ -41,6 +41,7 @@ void stay_on_this_thread() {
 struct Worker {
   dnnl::stream stream{engine()};
   std::vector<std::byte> scratchpad;
+  std::vector<float> result;  // [rows][columns] of a bf16 tile.
 };
 Worker& worker() {
   static tbb::enumerable_thread_specific<Worker> workers;
@@ -76,11 +77,15 @@ struct Linear::Impl {
   memory::data_type type;
   std::vector<std::unique_ptr<Tile>> tiles;
 
+  [[nodiscard]] bool is_bf16() const { return type == memory::data_type::bf16; }
+
   Kernel make_kernel(std::size_t rows, std::size_t columns, const memory::desc& weights) const {
     dnnl::primitive_attr attr;
     attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    // oneDNN 2.6 has its AMX kernels for dense results alone: four times as fast, the copy included.
+    const std::size_t stride = is_bf16() ? columns : out_dim;
     const dnnl::matmul::desc desc(row_major(rows, in_dim, type, in_dim), weights,
-                                  row_major(rows, columns, memory::data_type::f32, out_dim));
+                                  row_major(rows, columns, memory::data_type::f32, stride));
     dnnl::matmul::primitive_desc primitive_desc(desc, attr, engine());
     return {primitive_desc, dnnl::matmul(primitive_desc)};
   }
@@ -90,7 +95,7 @@ struct Linear::Impl {
     tile->first_column = first;
     tile->columns = columns;
     const memory::dims shape = {static_cast<memory::dim>(in_dim), static_cast<memory::dim>(columns)};
-    const Kernel chooser = make_kernel(type == memory::data_type::bf16 ? kBf16TileRows : kMaxTileRows, columns,
+    const Kernel chooser = make_kernel(is_bf16() ? kBf16TileRows : kMaxTileRows, columns,
                                        memory::desc(shape, type, memory::format_tag::any));
     tile->weights = memory(chooser.desc.weights_desc(), engine());
     // [columns][in_dim] row-major is [in_dim][columns] with tag `ba`. oneDNN takes no pointer to const.
@@ -111,13 +116,19 @@ struct Linear::Impl {
     Worker& self = worker();
     self.scratchpad.resize(std::max(self.scratchpad.size(), kernel.desc.scratchpad_desc().get_size()));
     const memory src(kernel.desc.src_desc(), engine(), const_cast<void*>(x));
-    const memory dst(kernel.desc.dst_desc(), engine(), y + tile.first_column);
+    y += tile.first_column;
+    if (is_bf16()) self.result.resize(std::max(self.result.size(), rows * tile.columns));
+    const memory dst(kernel.desc.dst_desc(), engine(), is_bf16() ? self.result.data() : y);
     const memory scratch(kernel.desc.scratchpad_desc(), engine(), self.scratchpad.data());
     stay_on_this_thread();
     kernel.primitive.execute(
         self.stream,
         {{DNNL_ARG_SRC, src}, {DNNL_ARG_WEIGHTS, tile.weights}, {DNNL_ARG_DST, dst}, {DNNL_ARG_SCRATCHPAD, scratch}});
     self.stream.wait();
+    if (!is_bf16()) return;
+    for (std::size_t row = 0; row < rows; ++row) {
+      std::copy_n(self.result.data() + row * tile.columns, tile.columns, y + row * out_dim);
+    }
   }
 };
 
@@ -139,7 +150,7 @@ std::size_t Linear::in_dim() const noexcept { return impl_->in_dim; }
 std::size_t Linear::out_dim() const noexcept { return impl_->out_dim; }
 
 void Linear::multiply(const float* x, std::size_t rows, float* y) const {
-  const bool is_bf16 = impl_->type == memory::data_type::bf16;
+  const bool is_bf16 = impl_->is_bf16();
   const std::size_t tile_rows = is_bf16 ? kBf16TileRows : kMaxTileRows;
   std::vector<std::uint16_t> narrow;
   if (is_bf16) {
