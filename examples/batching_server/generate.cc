@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "app/batch_report.h"
 #include "app/loaded_model.h"
 #include "engine/engine.h"
 
@@ -22,7 +23,10 @@ struct Options {
   std::uint64_t seed = 0;
   std::string kv_dtype = "f32";
   std::uint32_t page_size = 16;
-  bool ids = false;
+  std::uint64_t pool_pages = 0;  // 0 = room for all.
+  SchedulerOptions scheduler = {};
+  bool ids = false, table = false;
+  std::string html_path;
 };
 
 // Room for every prompt and its output at once, if that is not absurd.
@@ -38,6 +42,7 @@ pagedkv::KvCache make_cache(const Options& options, const Decoder& decoder,
   const std::uint64_t page_bytes = std::uint64_t{options.page_size} * shape.num_layers * shape.num_kv_heads * 2 *
                                    shape.head_dim * pagedkv::size_of(shape.dtype);
   pages = std::max(largest, std::min(pages, kMaxPoolBytes / page_bytes));
+  if (options.pool_pages > 0) pages = options.pool_pages;
   auto cache = pagedkv::KvCache::create({.shape = shape,
                                          .page_size = options.page_size,
                                          .capacity_pages = pages,
@@ -48,23 +53,62 @@ pagedkv::KvCache make_cache(const Options& options, const Decoder& decoder,
 
 std::string joined(const std::vector<Token>& tokens) {
   std::string line;
-  for (Token token : tokens) line += (line.empty() ? "" : " ") + std::to_string(token);
+  for (Token token : tokens) {
+    if (!line.empty()) line += ' ';
+    line += std::to_string(token);
+  }
   return line;
+}
+
+using Prompts = std::vector<std::vector<Token>>;
+
+Prompts encode_prompts(const Options& options, const LoadedModel& model) {
+  Prompts prompts;
+  const std::uint32_t context = model.decoder->config().max_positions;
+  for (const std::string& text : options.prompts) {
+    prompts.push_back(model.tokenizer->encode_prompt(text));
+    if (prompts.back().empty()) throw std::runtime_error("a prompt has no tokens");
+    if (prompts.back().size() >= context) {
+      throw std::runtime_error(
+          fmt::format("a prompt has {} tokens; the model's context is {}", prompts.back().size(), context));
+    }
+  }
+  return prompts;
+}
+
+void print_outputs(const Options& options, const Tokenizer& tokenizer, const Prompts& prompts, const Prompts& outputs) {
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    if (options.ids) {
+      fmt::print("{}\n", joined(outputs[i]));
+      continue;
+    }
+    std::vector<Token> all = prompts[i];
+    all.insert(all.end(), outputs[i].begin(), outputs[i].end());
+    fmt::print("{}{}\n", i > 0 ? "\n" : "", tokenizer.decode(all));
+  }
+}
+
+// The output alone: what the text has beyond the prompt's own.
+std::string output_text(const Tokenizer& tokenizer, const std::vector<Token>& prompt,
+                        const std::vector<Token>& output) {
+  std::string text;
+  std::optional<Token> previous = prompt.back();
+  for (const Token token : output) {
+    text += tokenizer.piece(previous, token);
+    previous = token;
+  }
+  return text;
 }
 
 void generate(const Options& options) {
   LoadedModel model = load_model(options.paths);
-  std::vector<std::vector<Token>> prompts, outputs(options.prompts.size());
-  for (const std::string& text : options.prompts) {
-    prompts.push_back(model.tokenizer->encode_prompt(text));
-    if (prompts.back().empty()) throw std::runtime_error("a prompt has no tokens");
-    if (prompts.back().size() >= model.decoder->config().max_positions) {
-      throw std::runtime_error(fmt::format("a prompt has {} tokens; the model's context is {}", prompts.back().size(),
-                                           model.decoder->config().max_positions));
-    }
-  }
+  const Prompts prompts = encode_prompts(options, model);
+  Prompts outputs(prompts.size());
   pagedkv::KvCache cache = make_cache(options, *model.decoder, prompts);
-  Engine engine(*model.decoder, cache, {.max_requests = static_cast<std::uint32_t>(prompts.size())});
+  Engine engine(*model.decoder, cache,
+                {.scheduler = options.scheduler, .max_requests = static_cast<std::uint32_t>(prompts.size())});
+  const bool wants_report = options.table || !options.html_path.empty();
+  BatchReport report(engine, cache, model.name, model.decoder->config().max_positions);
   std::string failure;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     Request request;
@@ -73,25 +117,35 @@ void generate(const Options& options) {
     request.max_tokens = std::min(options.max_tokens, room);
     request.sampling = {.temperature = options.temperature, .seed = options.seed + i};
     request.stop_tokens = model.tokenizer->stop_tokens();
-    const SubmitError refused = engine.submit(std::move(request), [&outputs, &failure, i](const Event& event) {
-      if (event.finish == FinishReason::kFailed) failure = event.failure;
-      if (event.finish == FinishReason::kNone) outputs[i].push_back(event.token);
-      return true;
-    });
+    report.prompts.push_back({.prompt = options.prompts[i], .prompt_tokens = prompts[i].size()});
+    const SubmitError refused = engine.submit(
+        std::move(request),
+        [&, i](const Event& event) {
+          if (event.finish == FinishReason::kFailed) failure = event.failure;
+          if (event.finish == FinishReason::kNone) outputs[i].push_back(event.token);
+          report.hear(i, event);
+          return true;
+        },
+        &report.prompts.back().request);
     if (refused != SubmitError::kNone) throw std::runtime_error("a prompt does not fit the pool");
   }
   while (engine.step()) {
+    if (wants_report) report.look();
   }
+  if (wants_report) report.look();
   if (!failure.empty()) throw std::runtime_error(failure);
 
   for (std::size_t i = 0; i < prompts.size(); ++i) {
-    if (options.ids) {
-      fmt::print("{}\n", joined(outputs[i]));
-      continue;
-    }
-    std::vector<Token> all = prompts[i];
-    all.insert(all.end(), outputs[i].begin(), outputs[i].end());
-    fmt::print("{}{}\n", i > 0 ? "\n" : "", model.tokenizer->decode(all));
+    report.prompts[i].output = output_text(*model.tokenizer, prompts[i], outputs[i]);
+  }
+  if (options.table) {
+    fmt::print("{}", report.table());
+  } else {
+    print_outputs(options, *model.tokenizer, prompts, outputs);
+  }
+  if (!options.html_path.empty()) {
+    report.write_html(options.html_path);
+    if (!options.ids) fmt::print("plots: {}\n", options.html_path);
   }
 }
 
@@ -117,6 +171,11 @@ int main(int argc, char** argv) {
   app.add_option("--seed", options.seed, "of the random numbers");
   app.add_option("--kv-dtype", options.kv_dtype, "format of the pages")->check(CLI::IsMember({"f32", "f16", "bf16"}));
   app.add_option("--page-size", options.page_size, "tokens a page")->check(CLI::Range(1U, 256U));
+  app.add_option("--pool-pages", options.pool_pages, "pages of the pool (default: room for all prompts at once)");
+  app.add_option("--token-budget", options.scheduler.token_budget, "new tokens a step, at most")
+      ->check(CLI::Range(1U, 1U << 20));
+  app.add_flag("--table", options.table, "print a table of the batch instead of its texts");
+  app.add_option("--html", options.html_path, "write one self-contained page with plots of the pool to this file");
   app.add_flag("--ids", options.ids, "print the generated token ids alone, a line a prompt");
   app.get_formatter()->column_width(28);
   CLI11_PARSE(app, argc, argv);

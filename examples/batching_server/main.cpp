@@ -5,6 +5,8 @@
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
+#include <array>
+#include <span>
 
 #include "app/loaded_model.h"
 #include "engine/engine.h"
@@ -24,6 +26,7 @@ struct Options {
   bool no_prefix_cache = false;
   EngineOptions engine;
   HttpOptions http;
+  int timeout_seconds = 10;
   double drain_seconds = 30;
 };
 
@@ -49,24 +52,51 @@ pagedkv::KvCache make_pool(const Options& options, const Decoder& decoder) {
   return std::move(cache).value();
 }
 
-// 2. The engine is where the pool is used; the whole protocol is in engine/engine_step.cc, and is this:
-//
-//      auto sequence = cache.open(prompt, {.cache_salt = tenant});       a request arrives: it already holds every
-//                                                                        page whose tokens somebody computed before
-//      auto step = cache.begin_step(items);                              pages for all new tokens of the batch, or none
-//        if (step.error() == Errc::kOutOfPages) -> preempt somebody, plan again; nothing has changed
-//      for each layer:                                                   model/decoder.cc
-//        step.write(layer, k, v);                                        new rows into pages
-//        step.attend(layer, q, out);                                     attention of each row over its own pages
-//      step.commit(accepted);                                            all tokens, or those of a draft that were
-//      right auto sample = sequence.fork();                                    another choice, or a beam: shares every
-//      page sequence = {};                                                    done, cancelled or preempted: pages are
-//      free
-//
-//    Which sequences take part in a step, and who gives way, is engine/scheduler.h: plain bookkeeping in page counts.
+// 2. The protocol, once by hand: what a request does with the pool from its arrival to its end. The server rehearses it
+//    before it opens its door, so that no client waits for what only a first step costs.
+pagedkv::Result<void> rehearse(pagedkv::KvCache& cache, Decoder& decoder) {
+  const std::vector<Token> prompt(5, 0);  // Any tokens will do.
+  std::vector<float> logits;
+
+  // A request arrives. Its sequence begins with every page whose tokens somebody computed before under this salt.
+  auto opened = cache.open(prompt, {.cache_salt = "rehearsal"});
+  if (!opened) return opened.error();
+  pagedkv::Sequence chat = std::move(opened).value();
+  const auto cached = static_cast<std::uint32_t>(chat.num_tokens());
+
+  // Prefill. A step reserves pages for all new tokens of its whole batch, or none: after kOutOfPages every sequence is
+  // as it was, and somebody must give way. Decoder::forward then calls Step::write (K and V into the pages) and
+  // Step::attend (each row over its own sequence's pages) for each layer. A step that is not committed never happened.
+  auto prefill = cache.begin_step({{&chat, static_cast<std::uint32_t>(prompt.size()) - cached}});
+  if (!prefill) return prefill.error();
+  const std::array<std::uint32_t, 5> positions = {0, 1, 2, 3, 4};
+  const std::array<std::uint32_t, 1> last_row = {static_cast<std::uint32_t>(prompt.size()) - cached - 1};
+  auto done = decoder.forward(*prefill, std::span(prompt).subspan(cached), std::span(positions).subspan(cached),
+                              last_row, logits);
+  if (!done || !(done = prefill->commit())) return done;
+
+  // A second sample of the same prompt: a fork shares every page, and copies one only when it writes there.
+  auto forked = chat.fork();
+  if (!forked) return forked.error();
+  pagedkv::Sequence sample = std::move(forked).value();
+
+  // Decode both in one step: the sample's next token, and the chat's with two guesses after it. The logits tell how
+  // many guesses were right; say one. Only that is committed, the other's slot is free again.
+  const std::array<Token, 4> next = {0, 0, 0, 0};
+  const std::array<std::uint32_t, 4> next_positions = {5, 6, 7, 5}, rows = {0, 1, 2, 3};
+  const std::array<std::uint32_t, 2> accepted = {2, 1};
+  auto decode = cache.begin_step({{&chat, 3, std::span(next).first(3)}, {&sample, 1, std::span(next).last(1)}});
+  if (!decode) return decode.error();
+  done = decoder.forward(*decode, next, next_positions, rows, logits);
+  return done ? decode->commit(accepted) : done;
+}  // Done, cancelled or preempted: a sequence that goes away gives its pages back. Prefixes stay findable until
+   // evicted.
+
+//    The engine does the same for a whole batch, step after step: engine/engine_step.cc. Which sequences take part in a
+//    step, how long a chunk of a prompt is, and who gives way, is engine/scheduler.h: plain bookkeeping in page counts.
 
 // 3. The door. HTTP threads only parse, submit and wait; the engine's one thread owns all sequences, so no lock is held
-//    while the model computes. A client that goes away is cancelled, which is the last line above.
+//    while the model computes. A client that goes away is cancelled: before the next step its pages are free.
 ApiLimits make_limits(const Options& options, const LoadedModel& model) {
   return {.model_name = model.name,
           .max_positions = model.decoder->config().max_positions,
@@ -103,6 +133,10 @@ void serve(Options options) {
 
   const LoadedModel model = load_model(options.paths);
   pagedkv::KvCache cache = make_pool(options, *model.decoder);
+
+  if (auto rehearsed = rehearse(cache, *model.decoder); !rehearsed) {
+    throw std::runtime_error(fmt::format("the pool fails its first steps: {}", rehearsed.error().what));
+  }
 
   options.engine.prefix_cache = !options.no_prefix_cache;
   Engine engine(*model.decoder, cache, options.engine);
@@ -159,6 +193,9 @@ Options parse(int argc, char** argv) {
   app.add_option("--port", o.http.port, "0 = any free one")->check(CLI::Range(0, 65535))->capture_default_str();
   app.add_option("--max-body-bytes", o.http.max_body_bytes, "larger requests get 413")->capture_default_str();
   app.add_option("--max-connections", o.http.max_connections, "connections served at once")->capture_default_str();
+  app.add_option("--timeout-seconds", o.timeout_seconds, "for clients that neither send nor read")
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
   app.add_option("--drain-seconds", o.drain_seconds, "for requests to finish after SIGTERM")->capture_default_str();
   app.get_formatter()->column_width(32);
   try {
@@ -167,6 +204,7 @@ Options parse(int argc, char** argv) {
     std::exit(app.exit(error));
   }
   o.paths.weights = parse_weight_type(o.weights);
+  o.http.read_timeout_seconds = o.http.write_timeout_seconds = o.timeout_seconds;
   return o;
 }
 
