@@ -321,6 +321,17 @@ TEST_F(HttpTest, HalfARequestIsLetGo) {
   complete({{"prompt", "a"}});
 }
 
+TEST_F(HttpTest, ReaderThatTakesNothingIsLetGo) {
+  start({.page_size = 16, .pages = 4096}, {.write_timeout_seconds = 1});
+  const Json body = {{"model", "tiny"},    {"prompt", "p"},      {"n", 8},        {"logprobs", 5},
+                     {"max_tokens", 7000}, {"ignore_eos", true}, {"stream", true}};
+  const int deaf = connect_and_send(raw_post(body.dump()));
+  eventually([&] { return metric("pagedkv_disconnects_total") == 1; });
+  eventually([&] { return metric("pagedkv_pages_used") == 0 && metric("pagedkv_requests_open") == 0; });
+  ::close(deaf);
+  complete({{"prompt", "a"}});
+}
+
 TEST_F(HttpTest, NoiseInsteadOfHttp) {
   start();
   for (const std::string& noise :

@@ -49,7 +49,7 @@ def main():
     with tempfile.TemporaryDirectory() as profile:
         page = browse(url + "/", ["--virtual-time-budget=6000", "--dump-dom"], profile)
         if SCREENSHOT:
-            browse(url + "/", ["--timeout=9000", f"--screenshot={os.path.abspath(SCREENSHOT)}"], profile)
+            browse(url + "/", ["--virtual-time-budget=15000", f"--screenshot={os.path.abspath(SCREENSHOT)}"], profile)
     stop.set()
     for thread in clients:
         thread.join()
