@@ -149,12 +149,10 @@ class PAGEDKV_API KvCache {
   ///
   /// The prefix goes as far as one page table has all of its full pages (that of a group without a window, if there is
   /// one) and every other has those that the next token sees: of a sliding group its window and sinks. Then come the
-  /// rows of a page that only begins as the prompt goes on: the longest beginning among its 32 youngest continuations,
-  /// so that a system prompt with thousands of them costs no more to look up; it is less than a page that others hold.
+  /// matching rows of a page that only begins as the prompt goes on, of all such pages the one that does so longest.
   ///
-  /// Full pages whose tokens are known, from
-  /// here or from StepItem::tokens, are published when they are committed; a page that another sequence has published
-  /// with the same tokens before it takes its place.
+  /// Full pages whose tokens are known, from here or from StepItem::tokens, are published when they are committed; a
+  /// page that another sequence has published with the same tokens before it takes its place.
   ///
   /// Errors: kInvalidArgument (a prompt, key or retention out of range), kOutOfMemory
   /// Cost:   below 10 ns a token; and the copy of a page of which only the first rows match

@@ -15,12 +15,16 @@ struct alignas(kCacheLineBytes) Entry {
   Namespace* name_space = nullptr;
   std::int32_t parent = -1;  ///< Page of the tokens before, -1: the first page of a prefix; of a side page its chain's.
   std::int32_t next_in_bucket = -1;
-  std::int32_t first_child = -1, next_sibling = -1, previous_sibling = -1;
-  std::int32_t first_side = -1;  ///< Side pages with the same tokens; they are siblings of each other.
+  std::int32_t children = -1;          ///< Root of the tree of the pages that continue it (sibling_tree.h).
+  std::int32_t left = -1, right = -1;  ///< Its links in the tree of its siblings.
+  std::int32_t first_side = -1;        ///< Side pages with the same tokens, a list.
+  std::int32_t next_side = -1, previous_side = -1;
   std::uint32_t num_pins = 0;
   bool is_side = false;
 
-  [[nodiscard]] bool is_leaf() const noexcept { return first_child < 0 && first_side < 0; }
+  [[nodiscard]] bool is_leaf() const noexcept { return children < 0 && first_side < 0; }
 };
+
+static_assert(sizeof(Entry) == kCacheLineBytes);
 
 }  // namespace pagedkv::prefix

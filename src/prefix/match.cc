@@ -9,12 +9,6 @@
 
 namespace pagedkv::prefix {
 
-namespace {
-// Continuations of one page that are compared for a partial match: the most recently published. Each is a cache miss
-// under the pool's lock, behind a system prompt there may be thousands, and less than a page is to be won.
-constexpr int kMaxSiblings = 32;
-}  // namespace
-
 void PrefixIndex::hash_batch(std::uint64_t seed, const Token* tokens, std::uint64_t num_pages,
                              Batch& batch) const noexcept {
   batch.tokens = tokens;
@@ -114,7 +108,7 @@ std::uint64_t PrefixIndex::match_batch_locked(PrefixChain& chain, const Batch& b
 PageId PrefixIndex::find_side_locked(const Namespace& name_space, PageId chain_page) const noexcept {
   if (!pool_->is_published_locked(chain_page)) return kNullPage;  // cleared meanwhile
   std::int32_t at = entry(chain_page).first_side;
-  while (at >= 0 && entries_[at].name_space != &name_space) at = entries_[at].next_sibling;
+  while (at >= 0 && entries_[at].name_space != &name_space) at = entries_[at].next_side;
   return PageId{at};
 }
 
@@ -149,22 +143,11 @@ void PrefixIndex::find_partial_locked(const PrefixChain& chain, std::span<const 
   const std::size_t limit = std::min<std::size_t>(rest.size(), page_size_ - 1);
   if (limit == 0) return;
   if (chain.last != kNullPage && !pool_->is_published_locked(chain.last)) return;  // cleared meanwhile
-  PageId best = kNullPage;
-  std::size_t best_count = 0;
-  std::int32_t at = first_child(*chain.name_space, to_index(chain.last));
-  for (int i = 0; i < kMaxSiblings && at >= 0; ++i, at = entries_[at].next_sibling) {
-    const Token* const known = tokens_of(PageId{at});
-    const auto differs = std::mismatch(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(limit), known);
-    const auto count = static_cast<std::size_t>(differs.first - rest.begin());
-    if (count > best_count) {
-      best = PageId{at};
-      best_count = count;
-    }
-  }
-  if (best == kNullPage || !pool_->retain_locked(best)) return;
-  order_.policy().on_hit(best);
-  match.partial = best;
-  match.partial_tokens = static_cast<std::uint32_t>(best_count);
+  const SiblingTree::MostAlike best = children(*chain.name_space, to_index(chain.last)).most_alike(rest.first(limit));
+  if (best.page < 0 || !pool_->retain_locked(PageId{best.page})) return;
+  order_.policy().on_hit(PageId{best.page});
+  match.partial = PageId{best.page};
+  match.partial_tokens = static_cast<std::uint32_t>(best.num_tokens);
 }
 
 }  // namespace pagedkv::prefix

@@ -16,7 +16,7 @@ namespace pagedkv::prefix {
 /// The root of one tree of prefixes.
 struct Namespace {
   std::uint64_t seed = 0;                   ///< Hash of the key: where hashes of prefixes begin.
-  std::int32_t first_child = -1;            ///< A first page of a prefix. Under the pool's lock.
+  std::int32_t children = -1;               ///< Root of the tree of first pages. Under the pool's lock.
   std::atomic<std::uint64_t> num_pages{0};  ///< Published pages. Written under the pool's lock.
 };
 

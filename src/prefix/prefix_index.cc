@@ -179,7 +179,7 @@ void PrefixIndex::drop_children_locked(PageId page) noexcept {
   PageId at = page;
   for (;;) {
     if (!entry(at).is_leaf()) {
-      at = PageId{entry(at).first_side >= 0 ? entry(at).first_side : entry(at).first_child};
+      at = PageId{entry(at).first_side >= 0 ? entry(at).first_side : entry(at).children};
       continue;
     }
     if (at == page) return;
@@ -205,7 +205,7 @@ void PrefixIndex::clear_locked() noexcept {
     order_.withdraw(page);
     // All links go under one hold of the lock, so that their order does not matter.
     buckets_[static_cast<std::int64_t>(entry(page).hash & bucket_mask_)] = 0;
-    entry(page).name_space->first_child = -1;
+    entry(page).name_space->children = -1;
     entry(page).name_space->num_pages.fetch_sub(1, std::memory_order_release);  // it may be forgotten after the last
     pool_->unpublish_locked(page);
     --stats_.published_pages;

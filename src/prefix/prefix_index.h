@@ -43,6 +43,7 @@
 #include "prefix/event_ring.h"
 #include "prefix/eviction_order.h"
 #include "prefix/namespaces.h"
+#include "prefix/sibling_tree.h"
 
 namespace pagedkv::prefix {
 
@@ -178,12 +179,9 @@ class PrefixIndex final : public pool::PublishedPages {
   [[nodiscard]] const Token* tokens_of(PageId page) const noexcept {
     return &tokens_[static_cast<std::int64_t>(to_index(page)) * page_size_];
   }
-  [[nodiscard]] std::int32_t& first_child(Namespace& name_space, std::int32_t parent) noexcept {
-    return parent < 0 ? name_space.first_child : entries_[parent].first_child;
-  }
-  /// Head of the list of siblings that a page is in.
-  [[nodiscard]] std::int32_t& first_sibling(const Entry& page) noexcept {
-    return page.is_side ? entries_[page.parent].first_side : first_child(*page.name_space, page.parent);
+  /// The pages that continue a page, or the first pages of a namespace.
+  [[nodiscard]] SiblingTree children(Namespace& name_space, std::int32_t parent) noexcept {
+    return {&entries_[0], &tokens_[0], page_size_, parent < 0 ? name_space.children : entries_[parent].children};
   }
 
   const std::shared_ptr<PagePool::Impl> pool_;

@@ -131,16 +131,18 @@ void PrefixIndex::insert_locked(const Position& position, PageId page, const Tok
   added.name_space = &name_space;
   added.parent = to_index(position.parent);
   added.is_side = position.is_side;
-  if (!added.is_side) {
+  std::copy_n(tokens, page_size_, tokens_of(page));
+  if (added.is_side) {
+    std::int32_t& first = entries_[added.parent].first_side;
+    added.next_side = first;
+    if (first >= 0) entries_[first].previous_side = to_index(page);
+    first = to_index(page);
+  } else {
     std::int32_t& bucket = buckets_[static_cast<std::int64_t>(added.hash & bucket_mask_)];
     added.next_in_bucket = bucket - 1;
     bucket = to_index(page) + 1;
+    children(name_space, added.parent).insert(to_index(page));
   }
-  std::int32_t& first = first_sibling(added);
-  added.next_sibling = first;
-  if (first >= 0) entries_[first].previous_sibling = to_index(page);
-  first = to_index(page);
-  std::copy_n(tokens, page_size_, tokens_of(page));
 
   name_space.num_pages.fetch_add(1, std::memory_order_relaxed);
   ++stats_.published_pages;
@@ -174,12 +176,13 @@ void PrefixIndex::remove_locked(PageId page) noexcept {
   Entry& gone = entry(page);
   PAGEDKV_ASSERT(gone.is_leaf());
   const std::uint64_t parent_hash = parent_hash_locked(gone);
-  if (!gone.is_side) leave_bucket_locked(page);
-  if (gone.next_sibling >= 0) entries_[gone.next_sibling].previous_sibling = gone.previous_sibling;
-  if (gone.previous_sibling >= 0) {
-    entries_[gone.previous_sibling].next_sibling = gone.next_sibling;
+  if (gone.is_side) {
+    if (gone.next_side >= 0) entries_[gone.next_side].previous_side = gone.previous_side;
+    (gone.previous_side >= 0 ? entries_[gone.previous_side].next_side : entries_[gone.parent].first_side) =
+        gone.next_side;
   } else {
-    first_sibling(gone) = gone.next_sibling;
+    leave_bucket_locked(page);
+    children(*gone.name_space, gone.parent).erase(to_index(page));
   }
   const PageId parent{gone.parent};
   if (parent != kNullPage && entry(parent).is_leaf() && order_.is_parked(parent)) order_.unpark(parent);

@@ -146,6 +146,22 @@ TEST(PrefixIndex, APartialPageIsReusedFromTheChildWithTheLongestCommonBeginning)
   EXPECT_EQ(c.pool().ref_count(third.pages()[0]), 1U) << "a copy of its own";
 }
 
+TEST(PrefixIndex, APartialPageIsFoundAmongAnyNumberOfContinuations) {
+  CachedStore c(400, 4);
+  const auto prompt = [](Token topic) {
+    return std::vector<Token>{1, 2, 3, 4, topic / 10, topic % 10, topic, topic, 0};
+  };
+  for (Token topic = 0; topic < 100; ++topic) (void)c.prefill(prompt(topic));
+  for (const Token topic : {0, 1, 50, 99}) {
+    std::vector<Token> like = prompt(topic);
+    like[7] = -1;
+    Sequence found = c.open(like);
+    EXPECT_EQ(found.num_tokens(), 7U) << "the first three tokens of the second page of topic " << topic;
+  }
+  EXPECT_EQ(c.open({1, 2, 3, 4, 5, 77, 7, 7, 0}).num_tokens(), 5U);
+  EXPECT_EQ(c.open({1, 2, 3, 4, 77, 7, 7, 7, 0}).num_tokens(), 4U);
+}
+
 TEST(PrefixIndex, WritingBehindATruncatedPrefixCopiesThePublishedPage) {
   CachedStore c(32, 4);
   Sequence a = c.prefill(run_of_tokens(9));
