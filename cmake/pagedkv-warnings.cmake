@@ -8,6 +8,13 @@ function(pagedkv_target_defaults target)
                       -Wold-style-cast -Wcast-qual -Woverloaded-virtual -Wundef $<$<BOOL:${PROJECT_IS_TOP_LEVEL}>:-Werror>)
   # The stable algorithms of libstdc++ 12 use a function that it deprecates itself; g++ still reports uses of our own.
   target_compile_options(${target} PRIVATE $<$<CXX_COMPILER_ID:Clang>:-Wno-deprecated-declarations>)
+  if(PAGEDKV_FUZZ)  # Everything reports the edges that it takes; only the fuzz targets link libFuzzer itself.
+    target_compile_options(${target} PUBLIC -fsanitize=fuzzer-no-link)
+  endif()
+  if(PAGEDKV_COVERAGE)
+    target_compile_options(${target} PUBLIC -fprofile-instr-generate -fcoverage-mapping)
+    target_link_options(${target} PUBLIC -fprofile-instr-generate)
+  endif()
   if(PAGEDKV_SANITIZE)
     target_compile_options(${target} PUBLIC -fsanitize=${PAGEDKV_SANITIZE} -fno-sanitize-recover=all
                                              -fno-omit-frame-pointer)

@@ -82,7 +82,7 @@ struct AttentionMask {
 /// Lengths are *after* append: the new tokens' K and V are in the pages already. Query row r of sequence i has the
 /// position q_start[i] + r, where q_start[i] is length - q_len unless it is given.
 struct AttentionBatch {
-  std::span<const std::int32_t> qo_indptr = {};         ///< [B+1], from 0, not decreasing.
+  std::span<const std::int32_t> qo_indptr = {};         ///< [B+1], from 0, not decreasing; rows * kv heads <= 2^26.
   std::span<const std::int32_t> kv_indptr = {};         ///< [B+1], from 0, not decreasing.
   std::span<const std::int32_t> kv_indices = {};        ///< [kv_indptr[B]] page ids in token order.
   std::span<const std::int32_t> kv_last_page_len = {};  ///< [B] 1..page_size; 0 for a sequence without pages.

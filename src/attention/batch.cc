@@ -11,6 +11,9 @@ namespace {
 constexpr std::uint32_t kMaxHeads = 1U << 16, kMaxHeadDim = 1024, kMaxPageSize = 256;
 // Strides and mask sizes stay so far below 2^63 that no sum of products in a kernel can overflow.
 constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
+// Query rows times kv heads of a batch: a million rows of 64 heads. One wrong number must not cost gigabytes of
+// schedule.
+constexpr std::uint64_t kMaxHeadRows = std::uint64_t{1} << 26;
 
 constexpr Error invalid(const char* what) noexcept { return {Errc::kInvalidArgument, what}; }
 
@@ -174,6 +177,9 @@ Result<void> check_batch(const AttentionConfig& config, const AttentionBatch& ba
   const std::size_t count = num_sequences(batch);
   if (batch.qo_indptr.empty()) return invalid("qo_indptr must have one entry more than sequences");
   if (!is_indptr(batch.qo_indptr)) return invalid("qo_indptr must begin at 0 and not decrease");
+  if (static_cast<std::uint64_t>(batch.qo_indptr.back()) * config.num_kv_heads > kMaxHeadRows) {
+    return invalid("a batch has more than 2^26 query rows times kv heads");
+  }
   if (!batch.q_start.empty() && batch.q_start.size() != count) return invalid("q_start must have one entry a sequence");
   if (auto table = is_csr(batch) ? check_csr(config, batch) : check_padded(config, batch); !table) return table;
   for (const std::int32_t start : batch.q_start) {

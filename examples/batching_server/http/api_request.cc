@@ -49,7 +49,7 @@ class Members {
     const Json* value = find(key);
     if (value == nullptr) return fallback;
     const bool fits = value->is_number() && value->get<double>() >= least && value->get<double>() <= most;
-    if (!fits) throw out_of_range(key, least, most);
+    if (!fits) throw out_of_range(key, Json(least).dump(), Json(most).dump());
     return value->get<double>();
   }
   [[nodiscard]] std::int64_t integer(const char* key, std::int64_t fallback, std::int64_t least,
@@ -59,7 +59,7 @@ class Members {
     const bool is_huge = value->is_number_unsigned() && value->get<std::uint64_t>() > INT64_MAX;
     const bool fits = value->is_number_integer() && !is_huge && value->get<std::int64_t>() >= least &&
                       value->get<std::int64_t>() <= most;
-    if (!fits) throw out_of_range(key, static_cast<double>(least), static_cast<double>(most));
+    if (!fits) throw out_of_range(key, std::to_string(least), std::to_string(most));
     return value->get<std::int64_t>();
   }
   [[nodiscard]] std::string text(const char* key, const std::string& fallback, std::size_t max_bytes) const {
@@ -73,12 +73,8 @@ class Members {
   }
 
  private:
-  static ApiError out_of_range(const char* key, double least, double most) {
-    const auto shown = [](double value) {
-      return Json(value == std::floor(value) ? Json(static_cast<std::int64_t>(value)) : Json(value)).dump();
-    };
-    return invalid_request(
-        std::string("'") + key + "' must be a number between " + shown(least) + " and " + shown(most) + ".", key);
+  static ApiError out_of_range(const char* key, const std::string& least, const std::string& most) {
+    return invalid_request(std::string("'") + key + "' must be a number between " + least + " and " + most + ".", key);
   }
   const Json& object_;
 };

@@ -45,7 +45,12 @@ TraceRequest from_mooncake(const nlohmann::json& row, const TraceScale& scale) {
 TraceRequest from_azure(const std::string& line, std::size_t number, const TraceScale& scale) {
   int hour = 0, minute = 0;
   double second = 0, context = 0, generated = 0;
-  if (std::sscanf(line.c_str(), "%*d-%*d-%*d %d:%d:%lf,%lf,%lf", &hour, &minute, &second, &context, &generated) != 5) {
+  // sscanf reads "nan" and "inf" too, and hours that no day has.
+  constexpr double kMaxTokens = 1e9;
+  const auto within = [](double value, double most) { return value >= 0 && value <= most; };
+  if (std::sscanf(line.c_str(), "%*d-%*d-%*d %d:%d:%lf,%lf,%lf", &hour, &minute, &second, &context, &generated) != 5 ||
+      !within(hour, 23) || !within(minute, 59) || !within(second, 61) || !within(context, kMaxTokens) ||
+      !within(generated, kMaxTokens)) {
     throw std::runtime_error("line " + std::to_string(number) + " is not timestamp,context,generated");
   }
   TraceRequest request;

@@ -194,6 +194,8 @@ TEST_F(HttpTest, MembersOutOfRangeAreRefusedByName) {
   refused("max_tokens", -5);
   refused("seed", 1.5);
   refused("seed", UINT64_MAX);
+  EXPECT_EQ(complete({{"prompt", "a"}, {"seed", 1.5}}, 400)["error"]["message"],
+            "'seed' must be a number between -9223372036854775808 and 9223372036854775807.");
   refused("stop", Json::array({"a", "b", "c", "d", "e"}));
   refused("stop", std::string(1000, 'x'));
   refused("stream", "yes");

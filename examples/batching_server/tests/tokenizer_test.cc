@@ -131,6 +131,8 @@ TEST(HfTokenizer, RefusesWhatItCannotDoFaithfully) {
   json = testing::byte_level_tokenizer_json();
   json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(unclosed";
   EXPECT_THROW(open_json(json), LoadError);
+  json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "\\C";  // a part of a character
+  EXPECT_THROW(open_json(json), LoadError);
   json = testing::byte_level_tokenizer_json();
   json["model"]["type"] = "Unigram";
   json["model"].erase("merges");

@@ -11,8 +11,9 @@ namespace serving {
 Pattern::Pattern(const std::string& expression, const std::string& origin) {
   int error = 0;
   PCRE2_SIZE offset = 0;
+  // \C would match a part of a character, and the next match begin in its middle.
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expression.data()), expression.size(),
-                                   PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr);
+                                   PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
   if (code == nullptr) throw LoadError(origin + ": the pre-tokenizer's expression does not compile");
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // If there is no JIT here, matching interprets.
   code_ = std::shared_ptr<const void>(

@@ -340,6 +340,7 @@ PAGEDKV_API pagedkv_status pagedkv_pool_create(const pagedkv_pool_options* optio
 PAGEDKV_API pagedkv_status pagedkv_pool_close(pagedkv_pool pool);
 PAGEDKV_API pagedkv_status pagedkv_pool_allocate(pagedkv_pool pool, int32_t* pages,
                                                  size_t num_pages); /* All or none. */
+/* Release what was allocated or retained here; the references of sequences are theirs to release. */
 PAGEDKV_API pagedkv_status pagedkv_pool_retain(pagedkv_pool pool, const int32_t* pages, size_t num_pages);
 PAGEDKV_API pagedkv_status pagedkv_pool_release(pagedkv_pool pool, const int32_t* pages, size_t num_pages);
 PAGEDKV_API pagedkv_status pagedkv_pool_ref_count(pagedkv_pool pool, int32_t page, uint32_t* references);

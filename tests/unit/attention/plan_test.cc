@@ -119,6 +119,16 @@ TEST_F(Plan, RefusesBrokenPaddedTables) {
   EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
 }
 
+TEST_F(Plan, RefusesMoreRowsThanAnyBatchHasBeforeItSpendsMemoryOnThem) {
+  AttentionBatch bad = batch();
+  const std::vector<std::int32_t> too_many = {0, 1, (1 << 25) + 1}, all = {0, 1, INT32_MAX};  // times two kv heads
+  for (const auto* rows : {&too_many, &all}) {
+    bad.qo_indptr = *rows;
+    EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+    EXPECT_EQ(AttentionPlan::workspace_bytes(config, bad).error().code, Errc::kInvalidArgument);
+  }
+}
+
 TEST_F(Plan, RefusesMasksThatAreTooShort) {
   const std::vector<std::byte> bytes(5 + 2 * 3);
   const std::vector<std::int64_t> offsets = {0, 5}, far = {0, INT64_MAX}, negative = {0, -1}, heads = {0, 6};
