@@ -47,9 +47,9 @@ TEST(Trace, RefusesWhatIsNone) {
   for (const char* text : {"", "{", "[1]\n", "{\"timestamp\":0}\n", "{\"timestamp\":\"x\",\"input_length\":1}\n"}) {
     EXPECT_THROW(read_trace(folder.write("t.jsonl", text), {}), std::runtime_error) << text;
   }
-  for (const char* line : {"nonsense", "2023-11-16 18:15:46.68,nan,1", "2023-11-16 18:15:46.68,1,inf",
-                           "2023-11-16 18:15:inf,1,1", "2023-11-16 999999999:15:46.68,1,1",
-                           "2023-11-16 18:15:46.68,-1,1"}) {
+  for (const char* line :
+       {"nonsense", "2023-11-16 18:15:46.68,nan,1", "2023-11-16 18:15:46.68,1,inf", "2023-11-16 18:15:inf,1,1",
+        "2023-11-16 999999999:15:46.68,1,1", "2023-11-16 18:15:46.68,-1,1"}) {
     const std::string text = std::string("a,b,c\n") + line + "\n";
     EXPECT_THROW(read_trace(folder.write("t.csv", text), {}), std::runtime_error) << line;
   }
