@@ -1,10 +1,11 @@
 # pagedkv_fuzz(<name> SOURCES <files> LIBS <targets> SEEDS <folder>): a fuzz target, and a test that replays its cases.
 #
 # With PAGEDKV_FUZZ the program is libFuzzer's (clang); without, a driver of our own runs the same function over the
-# files that it is given, so that every compiler and sanitizer replays what fuzzing has found.
-add_custom_target(fuzzers)
-
+# files that it is given, so that every compiler and sanitizer replays what fuzzing has found. All: target `fuzzers`.
 function(pagedkv_fuzz name)
+  if(NOT TARGET fuzzers)
+    add_custom_target(fuzzers)
+  endif()
   cmake_parse_arguments(arg "" "SEEDS" "SOURCES;LIBS" ${ARGN})
   add_executable(${name} ${arg_SOURCES})
   pagedkv_target_defaults(${name})
