@@ -14,8 +14,8 @@
  * Threads: caches, pools and stores may be used by many threads at once. Sequences, steps, plans and dense caches
  * belong to one thread at a time: a call while another thread is in one gets PAGEDKV_BUSY.
  */
-#ifndef PAGEDKV_C_PAGEDKV_H_
-#define PAGEDKV_C_PAGEDKV_H_
+#ifndef PAGEDKV_C_PAGEDKV_H
+#define PAGEDKV_C_PAGEDKV_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -512,4 +512,4 @@ PAGEDKV_API void kvcache_free(kvcache* cache);
 }
 #endif
 
-#endif /* PAGEDKV_C_PAGEDKV_H_ */
+#endif /* PAGEDKV_C_PAGEDKV_H */
