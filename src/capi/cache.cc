@@ -163,9 +163,14 @@ pagedkv_status pagedkv_cache_begin_step(pagedkv_cache cache, const pagedkv_step_
     try {
       StepArguments arguments;
       if (Result<void> read = read_items(items, num_items, arguments); !read) return read;
+      HeldStep held;
+      held.sequences.reserve(num_items);
+      held.in_use.reserve(num_items);
+      for (size_t i = 0; i < num_items; ++i) held.sequences.push_back(items[i].sequence);
       Result<Step> begun = object.begin_step(arguments.items);
       if (!begun) return begun.error();
-      const Result<std::uint64_t> handle = table<StepTable>().insert(std::move(*begun));
+      held.step = std::move(*begun);
+      const Result<std::uint64_t> handle = table<StepTable>().insert(std::move(held));
       if (!handle) return handle.error();
       *step = *handle;
       return {};

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "capi/handle_table.h"
 #include "pagedkv/attention.h"
@@ -22,7 +23,6 @@ namespace pagedkv::capi {
 
 using CacheTable = HandleTable<KvCache, Kind::kCache, Access::kShared>;
 using SequenceTable = HandleTable<Sequence, Kind::kSequence, Access::kExclusive>;
-using StepTable = HandleTable<Step, Kind::kStep, Access::kExclusive>;
 using PoolTable = HandleTable<PagePool, Kind::kPool, Access::kShared>;
 using StoreTable = HandleTable<SequenceStore, Kind::kStore, Access::kShared>;
 using PlanTable = HandleTable<AttentionPlan, Kind::kPlan, Access::kExclusive>;
@@ -36,6 +36,32 @@ Table& table() noexcept {
   static Table* const the_table = ::new (static_cast<void*>(storage)) Table;
   return *the_table;
 }
+
+/// A step and the handles of its sequences. What ends the step changes them: it is a call on each of them too.
+struct HeldStep {
+  Step step;
+  std::vector<std::uint64_t> sequences;    ///< Empty when the step is over.
+  std::vector<SequenceTable::Use> in_use;  ///< Has room for all of them.
+
+  /// Ends the step by `function`, which returns a Result<void>. Errors: kBusy (another thread is in a call on a
+  /// sequence; nothing changed), or what `function` says
+  template <class Function>
+  Result<void> end(Function&& function) noexcept {
+    for (const std::uint64_t sequence : sequences) {
+      Result<SequenceTable::Use> use = table<SequenceTable>().use(sequence);
+      if (!use) {
+        in_use.clear();
+        return use.error();
+      }
+      in_use.push_back(std::move(*use));
+    }
+    Result<void> ended = function();
+    in_use.clear();
+    if (ended) sequences.clear();
+    return ended;
+  }
+};
+using StepTable = HandleTable<HeldStep, Kind::kStep, Access::kExclusive>;
 
 /// Remembers an error for pagedkv_last_error of this thread, and returns its code.
 pagedkv_status report(Error error) noexcept;

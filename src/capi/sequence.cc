@@ -99,46 +99,51 @@ pagedkv_status pagedkv_sequence_tokens(pagedkv_sequence sequence, int32_t* token
 // Steps ---------------------------------------------------------------------------------------------------------------
 
 pagedkv_status pagedkv_step_write(pagedkv_step step, uint32_t layer, pagedkv_const_tensor k, pagedkv_const_tensor v) {
-  return with<StepTable>(step, [&](Step& object) -> Result<void> {
+  return with<StepTable>(step, [&](HeldStep& object) -> Result<void> {
     Checks checks;
     const ConstTensor keys = checks.tensor(k), values = checks.tensor(v);
-    return checks.failed() ? checks.error() : object.write(layer, keys, values);
+    return checks.failed() ? checks.error() : object.step.write(layer, keys, values);
   });
 }
 
 pagedkv_status pagedkv_step_attend(pagedkv_step step, uint32_t layer, pagedkv_const_tensor q, pagedkv_tensor out,
                                    float* lse, size_t num_lse) {
-  return with<StepTable>(step, [&](Step& object) -> Result<void> {
+  return with<StepTable>(step, [&](HeldStep& object) -> Result<void> {
     Checks checks;
     const ConstTensor queries = checks.tensor(q);
     const Tensor output = checks.tensor(out);
     const std::span<float> sums = checks.span(lse, num_lse);
-    return checks.failed() ? checks.error() : object.attend(layer, queries, output, sums);
+    return checks.failed() ? checks.error() : object.step.attend(layer, queries, output, sums);
   });
 }
 
 pagedkv_status pagedkv_step_commit(pagedkv_step step) {
-  return with<StepTable>(step, [](Step& object) { return object.commit(); });
+  return with<StepTable>(step, [](HeldStep& object) { return object.end([&] { return object.step.commit(); }); });
 }
 
 pagedkv_status pagedkv_step_commit_partial(pagedkv_step step, const uint32_t* accepted, size_t num_items) {
-  return with<StepTable>(step, [&](Step& object) -> Result<void> {
+  return with<StepTable>(step, [&](HeldStep& object) -> Result<void> {
     const Result<std::span<const std::uint32_t>> counts = span_of(accepted, num_items);
-    return counts ? object.commit(*counts) : counts.error();
+    return counts ? object.end([&] { return object.step.commit(*counts); }) : counts.error();
   });
 }
 
 pagedkv_status pagedkv_step_rollback(pagedkv_step step) {
-  return with<StepTable>(step, [](Step& object) -> Result<void> {
-    object.rollback();
-    return {};
+  return with<StepTable>(step, [](HeldStep& object) {
+    return object.end([&]() -> Result<void> {
+      object.step.rollback();
+      return {};
+    });
   });
 }
 
 pagedkv_status pagedkv_step_num_rows(pagedkv_step step, size_t* num_rows) {
-  return ask<StepTable>(step, num_rows, [](Step& object) { return object.num_rows(); });
+  return ask<StepTable>(step, num_rows, [](HeldStep& object) { return object.step.num_rows(); });
 }
 pagedkv_status pagedkv_step_num_items(pagedkv_step step, size_t* num_items) {
-  return ask<StepTable>(step, num_items, [](Step& object) { return object.num_items(); });
+  return ask<StepTable>(step, num_items, [](HeldStep& object) { return object.step.num_items(); });
 }
-pagedkv_status pagedkv_step_close(pagedkv_step step) { return capi::close<StepTable>(step); }
+pagedkv_status pagedkv_step_close(pagedkv_step step) {
+  const pagedkv_status ended = pagedkv_step_rollback(step);  // first: it may be busy, and its handle stays
+  return ended == PAGEDKV_OK ? capi::close<StepTable>(step) : ended;
+}

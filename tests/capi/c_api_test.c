@@ -514,6 +514,55 @@ static void test_threads(void) {
   OK(pagedkv_cache_close(cache));
 }
 
+// While one thread begins and ends steps, others look at the sequence: they see it between calls, or PAGEDKV_BUSY.
+static pagedkv_cache stepping_cache;
+static void* look_on(void* result) {
+  int* const wrong = result;
+  for (int i = 0; i < 3000; ++i) {
+    int32_t pages[64], tokens[256];
+    size_t num_pages = 0, num_tokens = 0;
+    const pagedkv_status a = pagedkv_sequence_pages(shared_sequence, 0, pages, 64, &num_pages);
+    const pagedkv_status b = pagedkv_sequence_tokens(shared_sequence, tokens, 256, &num_tokens);
+    if ((a != PAGEDKV_OK && a != PAGEDKV_BUSY) || (b != PAGEDKV_OK && b != PAGEDKV_BUSY)) ++*wrong;
+    for (size_t t = 0; b == PAGEDKV_OK && t < num_tokens && t < 256; ++t) *wrong += tokens[t] != (int32_t)t;
+  }
+  return NULL;
+}
+
+static void step_on(void) {
+  const int32_t ids[] = {0, 1, 2, 3, 4};
+  uint64_t held = 0;
+  for (int i = 0; i < 500; ++i) {
+    pagedkv_status status = PAGEDKV_BUSY;
+    while (status == PAGEDKV_BUSY) status = pagedkv_sequence_truncate(shared_sequence, 0);
+    OK(status);
+    const pagedkv_step_item item = {.sequence = shared_sequence, .num_new_tokens = 5, .tokens = ids, .num_tokens = 5};
+    pagedkv_step step = 0;
+    do status = pagedkv_cache_begin_step(stepping_cache, &item, 1, &step);
+    while (status == PAGEDKV_BUSY);
+    OK(status);
+    do status = i % 2 == 0 ? pagedkv_step_commit(step) : pagedkv_step_close(step);
+    while (status == PAGEDKV_BUSY);
+    OK(status);
+    while (i % 2 == 0 && pagedkv_step_close(step) == PAGEDKV_BUSY) continue;
+  }
+  pagedkv_status status = PAGEDKV_BUSY;
+  while (status == PAGEDKV_BUSY) status = pagedkv_sequence_num_tokens(shared_sequence, &held);
+  CHECK(status == PAGEDKV_OK && held == 0);  // the last step was closed without a commit
+}
+
+static void test_threads_beside_a_step(void) {
+  stepping_cache = small_cache();
+  OK(pagedkv_cache_open(stepping_cache, NULL, 0, NULL, &shared_sequence));
+  pthread_t threads[2];
+  int wrong[2] = {0};
+  for (int i = 0; i < 2; ++i) CHECK(pthread_create(&threads[i], NULL, look_on, &wrong[i]) == 0);
+  step_on();
+  for (int i = 0; i < 2; ++i) CHECK(pthread_join(threads[i], NULL) == 0 && wrong[i] == 0);
+  OK(pagedkv_sequence_close(shared_sequence));
+  OK(pagedkv_cache_close(stepping_cache));
+}
+
 int main(void) {
   test_names();
   test_serving();
@@ -529,6 +578,7 @@ int main(void) {
   test_dense();
   test_interleaved();
   test_threads();
+  test_threads_beside_a_step();
   if (failures == 0) puts("the C interface holds");
   return failures == 0 ? 0 : 1;
 }

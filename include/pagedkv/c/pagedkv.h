@@ -325,7 +325,7 @@ PAGEDKV_API pagedkv_status pagedkv_step_commit_partial(pagedkv_step step, const 
 PAGEDKV_API pagedkv_status pagedkv_step_rollback(pagedkv_step step);
 PAGEDKV_API pagedkv_status pagedkv_step_num_rows(pagedkv_step step, size_t* num_rows);
 PAGEDKV_API pagedkv_status pagedkv_step_num_items(pagedkv_step step, size_t* num_items);
-/* Frees the handle; rolls back if the step was not committed. */
+/* Frees the handle; rolls back if the step was not committed. What ends a step is a call on its sequences too. */
 PAGEDKV_API pagedkv_status pagedkv_step_close(pagedkv_step step);
 
 /* Pool and store: storage alone, for kernels of one's own -----------------------------------------------------------*/
