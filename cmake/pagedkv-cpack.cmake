@@ -1,4 +1,5 @@
-# Debian packages: libpagedkvX.Y (the shared library), libpagedkv-dev (headers, static library), pagedkv (the program).
+# Debian packages: libpagedkvX.Y (the shared library), libpagedkv-dev (headers, static library), pagedkv (the program),
+# php-pagedkv (the PHP classes).
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME pagedkv)
 set(CPACK_PACKAGE_VENDOR "pagedkv")
@@ -7,7 +8,7 @@ set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "${PROJECT_DESCRIPTION}")
 set(CPACK_VERBATIM_VARIABLES ON)
 set(CPACK_STRIP_FILES ON)
 set(CPACK_PACKAGE_DIRECTORY "${PROJECT_SOURCE_DIR}/dist")
-set(CPACK_COMPONENTS_ALL library dev)
+set(CPACK_COMPONENTS_ALL library dev php)
 if(TARGET pagedkv_program)
   list(APPEND CPACK_COMPONENTS_ALL tool)
 endif()
@@ -36,6 +37,14 @@ set(CPACK_DEBIAN_TOOL_PACKAGE_SECTION utils)
 set(CPACK_DEBIAN_TOOL_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_TOOL_DESCRIPTION "${PROJECT_DESCRIPTION}: program that replays traces and measures")
 
+set(CPACK_DEBIAN_PHP_PACKAGE_NAME php-pagedkv)
+set(CPACK_DEBIAN_PHP_PACKAGE_SECTION php)
+set(CPACK_DEBIAN_PHP_PACKAGE_ARCHITECTURE all)
+set(CPACK_DEBIAN_PHP_PACKAGE_DEPENDS "php-cli (>= 2:8.1), php-ffi, ${soname_package}")
+set(CPACK_DEBIAN_PHP_DESCRIPTION "${PROJECT_DESCRIPTION}: the cache of one head for PHP")
+
+install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATADIR}/doc/php-pagedkv" COMPONENT php
+        RENAME copyright)
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATADIR}/doc/${soname_package}"
         COMPONENT library RENAME copyright)
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATADIR}/doc/libpagedkv-dev" COMPONENT dev

@@ -1,4 +1,5 @@
-# Install rules: headers, libraries, the CMake package, the pkg-config file. Components: library, dev, tool.
+# Install rules: headers, libraries, the CMake package, the pkg-config file, the PHP classes. Components: library, dev,
+# tool, php.
 include(CMakePackageConfigHelpers)
 
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/pagedkv")
@@ -45,3 +46,9 @@ endif()
 file(RELATIVE_PATH pc_prefix "/prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/prefix")
 configure_file("${PROJECT_SOURCE_DIR}/cmake/pagedkv.pc.in" "${CMAKE_CURRENT_BINARY_DIR}/pagedkv.pc" @ONLY)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/pagedkv.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig" COMPONENT dev)
+
+# The PHP classes, which call the shared library, where Debian's PHP looks for them.
+set(php_classes "${PROJECT_SOURCE_DIR}/bindings/php/PagedKV")
+if(DEFINED shared_target AND EXISTS "${php_classes}")
+  install(DIRECTORY "${php_classes}" DESTINATION "${CMAKE_INSTALL_DATADIR}/php" COMPONENT php)
+endif()

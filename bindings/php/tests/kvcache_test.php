@@ -6,8 +6,7 @@ declare(strict_types=1);
 use PagedKV\KVCache;
 use PagedKV\Tensor;
 
-require __DIR__ . '/../Tensor.php';
-require __DIR__ . '/../KVCache.php';
+require __DIR__ . '/../PagedKV/KVCache.php';
 
 $failures = 0;
 

@@ -3,8 +3,7 @@
 
 declare(strict_types=1);
 
-require __DIR__ . '/../Tensor.php';
-require __DIR__ . '/../KVCache.php';
+require __DIR__ . '/../PagedKV/KVCache.php';
 
 try {
     new PagedKV\KVCache((1 << 31) - 1, 1024);

@@ -13,12 +13,15 @@ while rows are written and attention runs.
         step.commit()
 """
 
-from ._core import (AttentionPlan, KvCache, Sequence, Step, __version__, active_target, merge_states, targets)
+from ._core import (AttentionPlan, CacheEvent, KvCache, PagePool, RetentionRange, Sequence, SequenceStore, Step, __version__,
+                    active_target, cpu_info, merge_states, targets, write_kv)
 from .errors import (Busy, Cancelled, Closed, Corrupt, Errc, Error, InvalidArgument, NotFound, OsCallFailed, OutOfMemory,
                      OutOfPages, Unsupported)
+from .policy import EvictionPolicy
 
 __all__ = [
-    "AttentionPlan", "Busy", "Cancelled", "Closed", "Corrupt", "Errc", "Error", "InvalidArgument", "KvCache", "NotFound",
-    "OsCallFailed", "OutOfMemory", "OutOfPages", "Sequence", "Step", "Unsupported", "__version__", "active_target",
-    "merge_states", "targets"
+    "AttentionPlan", "Busy", "CacheEvent", "Cancelled", "Closed", "Corrupt", "Errc", "Error", "EvictionPolicy",
+    "InvalidArgument", "KvCache", "NotFound", "OsCallFailed", "OutOfMemory", "OutOfPages", "PagePool", "RetentionRange",
+    "Sequence", "SequenceStore", "Step", "Unsupported", "__version__", "active_target", "cpu_info", "merge_states",
+    "targets", "write_kv"
 ]

@@ -144,6 +144,31 @@ Ints ints_of(nb::handle object, std::string_view name) {
   return ints;
 }
 
+Longs longs_of(nb::handle object, std::string_view name) {
+  Longs longs;
+  if (object.is_none()) return longs;
+  nb::ndarray<nb::ro, nb::device::cpu, nb::c_contig> array;
+  if (nb::try_cast(object, array, false) && array.dtype() == nb::dtype<std::int64_t>()) {
+    longs.handle = nb::ndarray<nb::device::cpu>(array);
+    longs.span = {static_cast<const std::int64_t*>(array.data()), array.size()};
+    return longs;
+  }
+  PyErr_Clear();
+  try {
+    for (nb::handle item : object) longs.copy.push_back(nb::cast<std::int64_t>(nb::int_(item)));
+  } catch (const nb::cast_error&) {
+    type_error(name, "expected integers of 64 bits");
+  }
+  longs.span = longs.copy;
+  return longs;
+}
+
+nb::object new_output(nb::handle q, std::initializer_list<std::int64_t> shape) {
+  nb::list extents;
+  for (const std::int64_t extent : shape) extents.append(extent);
+  return nb::module_::import_("pagedkv.arrays").attr("empty_beside")(q, nb::tuple(extents));
+}
+
 DType dtype_named(std::string_view name) {
   if (name == "f32" || name == "float32") return DType::f32;
   if (name == "f16" || name == "float16") return DType::f16;

@@ -6,6 +6,7 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -50,6 +51,17 @@ struct Ints {
   std::vector<std::int64_t> shape;
 };
 Ints ints_of(nanobind::handle object, std::string_view name);
+
+/// The same of 64 bits.
+struct Longs {
+  nanobind::ndarray<nanobind::device::cpu> handle;
+  std::vector<std::int64_t> copy;
+  std::span<const std::int64_t> span;
+};
+Longs longs_of(nanobind::handle object, std::string_view name);
+
+/// An uninitialised array beside `q`, of the same library and element type.
+nanobind::object new_output(nanobind::handle q, std::initializer_list<std::int64_t> shape);
 
 DType dtype_named(std::string_view name);
 

@@ -1,15 +1,17 @@
-// AttentionPlan and merge_states for Python: attention over any engine's pages, read in place.
+// AttentionPlan, write_kv and merge_states for Python: attention over any engine's pages, read in place.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/unique_ptr.h>
 
 #include <atomic>
-#include <memory>
+#include <new>
 #include <string>
 
+#include "arguments.h"
 #include "arrays.h"
+#include "batch.h"
 #include "errors.h"
 #include "pagedkv/attention.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -18,11 +20,13 @@ namespace pagedkv::python {
 namespace {
 
 struct PyPlan {
-  AttentionConfig config;
+  AttentionConfig config;  ///< Without what it would borrow; v_head_dim filled in.
   AttentionPlan plan;
+  nb::object mask_owner;
   std::atomic<bool> in_use{false};
 
-  PyPlan(const AttentionConfig& c, AttentionPlan&& p) : config(c), plan(std::move(p)) {}
+  PyPlan(const AttentionConfig& c, AttentionPlan&& p, nb::object mask)
+      : config(c), plan(std::move(p)), mask_owner(std::move(mask)) {}
 };
 
 /// Byte strides of a [pages, heads, tokens, dim] ("HND") or [pages, tokens, heads, dim] ("NHD") array.
@@ -44,85 +48,128 @@ PageStrides page_strides(const Array& array, const char* name, const AttentionCo
   return {array.strides[0] * element, array.strides[head] * element, array.strides[token] * element};
 }
 
-std::unique_ptr<PyPlan> make_plan(std::uint32_t num_q_heads, std::uint32_t num_kv_heads, std::uint32_t head_dim,
-                                  std::uint32_t v_head_dim, std::uint32_t page_size, const std::string& dtype,
-                                  nb::object qo_indptr, nb::object kv_indptr, nb::object kv_indices,
-                                  nb::object kv_last_page_len, nb::object block_table, nb::object seq_lens,
-                                  nb::object q_start, float sm_scale, bool causal, std::int32_t window_left,
-                                  std::uint32_t sink_tokens, float logits_soft_cap, nb::object sinks,
-                                  nb::object alibi_slopes, const std::string& target) {
-  const Array sink_values = floats_or_none(sinks, "sinks", num_q_heads);
-  const Array slopes = floats_or_none(alibi_slopes, "alibi_slopes", num_q_heads);
-  AttentionConfig config{.num_q_heads = num_q_heads,
-                         .num_kv_heads = num_kv_heads,
-                         .head_dim = head_dim,
-                         .v_head_dim = v_head_dim == 0 ? head_dim : v_head_dim,
-                         .page_size = page_size,
-                         .kv_dtype = dtype_named(dtype),
-                         .variant = {.sm_scale = sm_scale,
-                                     .causal = causal,
-                                     .window_left = window_left,
-                                     .sink_tokens = sink_tokens,
-                                     .logits_soft_cap = logits_soft_cap,
-                                     .sinks = sink_values.floats(),
-                                     .alibi_slopes = slopes.floats()},
-                         .target = target};
-  const Ints qo = ints_of(qo_indptr, "qo_indptr"), indptr = ints_of(kv_indptr, "kv_indptr"),
-             indices = ints_of(kv_indices, "kv_indices"), last = ints_of(kv_last_page_len, "kv_last_page_len"),
-             table = ints_of(block_table, "block_table"), lens = ints_of(seq_lens, "seq_lens"),
-             start = ints_of(q_start, "q_start");
-  if (!block_table.is_none() && table.shape.size() != 2) {
-    throw nb::value_error("block_table: expected two axes, [sequences, pages]");
-  }
-  AttentionBatch batch;
-  batch.qo_indptr = qo.span;
-  batch.kv_indptr = indptr.span;
-  batch.kv_indices = indices.span;
-  batch.kv_last_page_len = last.span;
-  batch.block_table = table.span;
-  batch.block_table_stride = table.shape.size() == 2 ? table.shape[1] : 0;
-  batch.seq_lens = lens.span;
-  batch.q_start = start.span;
-  AttentionPlan plan = unwrap(AttentionPlan::create(config, batch));
-  config.variant.sinks = {};
-  config.variant.alibi_slopes = {};
-  config.target = {};
-  return std::make_unique<PyPlan>(config, std::move(plan));
+bool is_hnd(const std::string& layout) {
+  if (layout != "HND" && layout != "NHD") throw nb::value_error("layout must be \"HND\" or \"NHD\"");
+  return layout == "HND";
+}
+
+/// K and V pages of one layer; the arrays stay with the caller.
+KvView view_of(const Array& k, const Array& v, const AttentionConfig& c, bool hnd) {
+  const PageStrides ks = page_strides(k, "k", c, c.head_dim, hnd), vs = page_strides(v, "v", c, c.v_head_dim, hnd);
+  if (k.shape[0] != v.shape[0]) throw nb::value_error("k and v have different numbers of pages");
+  return {.k = k.data,
+          .v = v.data,
+          .k_page_stride = ks.page,
+          .k_head_stride = ks.head,
+          .k_token_stride = ks.token,
+          .v_page_stride = vs.page,
+          .v_head_stride = vs.head,
+          .v_token_stride = vs.token,
+          .num_pages = k.shape[0]};
+}
+
+/// AttentionConfig from keyword arguments, with what it borrows.
+struct ConfigArguments {
+  explicit ConfigArguments(Arguments& arguments)
+      : num_q_heads(arguments.take<std::uint32_t>("num_q_heads")),
+        variant(arguments, num_q_heads),
+        target(arguments.take<std::string>("target", "")),
+        config{.num_q_heads = num_q_heads,
+               .num_kv_heads = arguments.take<std::uint32_t>("num_kv_heads"),
+               .head_dim = arguments.take<std::uint32_t>("head_dim"),
+               .v_head_dim = arguments.take("v_head_dim", std::uint32_t{0}),
+               .page_size = arguments.take("page_size", std::uint32_t{16}),
+               .kv_dtype = dtype_named(arguments.take<std::string>("dtype", "bf16")),
+               .variant = variant.variant,
+               .target = target,
+               .cascade = arguments.take("cascade", false)} {}
+
+  std::uint32_t num_q_heads;
+  VariantArguments variant;
+  std::string target;
+  AttentionConfig config;
+};
+
+void make_plan(PyPlan* self, const nb::kwargs& given) {
+  Arguments arguments(given);
+  const ConfigArguments layer(arguments);
+  const BatchArguments ragged(arguments);
+  arguments.finish();
+  AttentionPlan plan = unwrap(unlocked([&] { return AttentionPlan::create(layer.config, ragged.batch); }));
+  AttentionConfig kept = layer.config;
+  if (kept.v_head_dim == 0) kept.v_head_dim = kept.head_dim;
+  kept.variant = {};
+  kept.target = {};
+  new (self) PyPlan(kept, std::move(plan), ragged.mask_owner);
+}
+
+std::size_t workspace_bytes(const nb::kwargs& given) {
+  Arguments arguments(given);
+  const ConfigArguments layer(arguments);
+  const BatchArguments ragged(arguments);
+  arguments.finish();
+  return unwrap(AttentionPlan::workspace_bytes(layer.config, ragged.batch));
+}
+
+void extend_plan(PyPlan& p, const nb::kwargs& given) {
+  Arguments arguments(given);
+  const BatchArguments ragged(arguments);
+  arguments.finish();
+  const Exclusive one(p.in_use);
+  unwrap(unlocked([&] { return p.plan.extend(ragged.batch); }));
+  p.mask_owner = ragged.mask_owner;
 }
 
 nb::object run_plan(PyPlan& p, nb::handle k, nb::handle v, nb::object q, nb::object out, nb::object lse,
                     const std::string& layout) {
-  if (layout != "HND" && layout != "NHD") throw nb::value_error("layout must be \"HND\" or \"NHD\"");
+  const bool hnd = is_hnd(layout);
   const Exclusive one(p.in_use);
   const AttentionConfig& c = p.config;
   const Array keys = array_of(k, "k", Use::kRead), values = array_of(v, "v", Use::kRead);
-  const PageStrides ks = page_strides(keys, "k", c, c.head_dim, layout == "HND");
-  const PageStrides vs = page_strides(values, "v", c, c.v_head_dim, layout == "HND");
-  if (keys.shape[0] != values.shape[0]) throw nb::value_error("k and v have different numbers of pages");
-  const KvView pages{.k = keys.data,
-                     .v = values.data,
-                     .k_page_stride = ks.page,
-                     .k_head_stride = ks.head,
-                     .k_token_stride = ks.token,
-                     .v_page_stride = vs.page,
-                     .v_head_stride = vs.head,
-                     .v_token_stride = vs.token,
-                     .num_pages = keys.shape[0]};
+  const KvView pages = view_of(keys, values, c, hnd);
   const auto rows = static_cast<std::int64_t>(p.plan.num_rows());
   const Array queries = dense(q, "q", Use::kRead, rows, {c.num_q_heads, c.head_dim});
-  if (out.is_none()) {
-    out = nb::module_::import_("pagedkv.arrays")
-              .attr("empty_beside")(q, nb::make_tuple(rows, c.num_q_heads, c.v_head_dim));
-  }
+  if (out.is_none()) out = new_output(q, {rows, c.num_q_heads, c.v_head_dim});
   const Array output = dense(out, "out", Use::kWrite, rows, {c.num_q_heads, c.v_head_dim});
   const Array lses = floats_or_none(lse, "lse", rows * c.num_q_heads);
-  Result<void> result;
-  {
-    const nb::gil_scoped_release unlocked;
-    result = p.plan.run(pages, queries.in(), output.out(), lses.floats());
-  }
-  unwrap(std::move(result));
+  unwrap(unlocked([&] { return p.plan.run(pages, queries.in(), output.out(), lses.floats()); }));
   return out;
+}
+
+/// An extent of an array's shape as the library counts them.
+std::uint32_t extent_of(const Array& array, std::size_t axis, const char* name) {
+  if (array.shape.size() != 4) throw nb::value_error((std::string(name) + ": expected 4 axes").c_str());
+  if (array.shape[axis] > INT32_MAX) throw nb::value_error((std::string(name) + ": an axis is absurd").c_str());
+  return static_cast<std::uint32_t>(array.shape[axis]);
+}
+
+void write_pages(nb::handle k_pages, nb::handle v_pages, nb::handle slots, nb::handle k, nb::handle v,
+                 const std::string& layout) {
+  const bool hnd = is_hnd(layout);
+  const Array key_pages = array_of(k_pages, "k_pages", Use::kWrite),
+              value_pages = array_of(v_pages, "v_pages", Use::kWrite);
+  const std::uint32_t heads = extent_of(key_pages, hnd ? 1 : 2, "k_pages");
+  const AttentionConfig config{.num_q_heads = heads,
+                               .num_kv_heads = heads,
+                               .head_dim = extent_of(key_pages, 3, "k_pages"),
+                               .v_head_dim = extent_of(value_pages, 3, "v_pages"),
+                               .page_size = extent_of(key_pages, hnd ? 2 : 1, "k_pages"),
+                               .kv_dtype = key_pages.dtype};
+  const KvView view = view_of(key_pages, value_pages, config, hnd);
+  const KvWriteView pages{.k = key_pages.data,
+                          .v = value_pages.data,
+                          .k_page_stride = view.k_page_stride,
+                          .k_head_stride = view.k_head_stride,
+                          .k_token_stride = view.k_token_stride,
+                          .v_page_stride = view.v_page_stride,
+                          .v_head_stride = view.v_head_stride,
+                          .v_token_stride = view.v_token_stride,
+                          .num_pages = view.num_pages};
+  const Longs places = longs_of(slots, "slots");
+  const auto rows = static_cast<std::int64_t>(places.span.size());
+  const Array keys = dense(k, "k", Use::kRead, rows, {heads, config.head_dim});
+  const Array values = dense(v, "v", Use::kRead, rows, {heads, config.v_head_dim});
+  unwrap(unlocked([&] { return write_kv(config, pages, places.span, keys.in(), values.in()); }));
 }
 
 void merge(nb::handle out_a, nb::handle lse_a, nb::handle out_b, nb::handle lse_b) {
@@ -134,33 +181,55 @@ void merge(nb::handle out_a, nb::handle lse_a, nb::handle out_b, nb::handle lse_
   };
   const Array oa = floats(out_a, "out_a", Use::kWrite), la = floats(lse_a, "lse_a", Use::kWrite);
   const Array ob = floats(out_b, "out_b", Use::kRead), lb = floats(lse_b, "lse_b", Use::kRead);
-  unwrap(merge_states(oa.floats(), la.floats(), ob.floats(), lb.floats()));
+  unwrap(unlocked([&] { return merge_states(oa.floats(), la.floats(), ob.floats(), lb.floats()); }));
 }
 
-}  // namespace
+#define PAGEDKV_BATCH_PARAMETERS                                                                                  \
+  "qo_indptr: object, kv_indptr: object = None, kv_indices: object = None, kv_last_page_len: object = None, "     \
+  "block_table: object = None, seq_lens: object = None, q_start: object = None, mask: object = None, mask_bits: " \
+  "bool = False, mask_offsets: object = None"
+#define PAGEDKV_PLAN_PARAMETERS                                                                             \
+  "num_q_heads: int, num_kv_heads: int, head_dim: int, " PAGEDKV_BATCH_PARAMETERS                           \
+  ", v_head_dim: int = 0, page_size: int = 16, dtype: str = 'bf16', sm_scale: float = 0.0, causal: bool = " \
+  "True, window_left: int = -1, sink_tokens: int = 0, logits_soft_cap: float = 0.0, sinks: object = None, " \
+  "alibi_slopes: object = "                                                                                 \
+  "None, target: str = '', cascade: bool = False"
 
-void bind_plan(nb::module_& m) {
+void bind_plan_class(nb::module_& m) {
   nb::class_<PyPlan>(m, "AttentionPlan",
                      "A schedule for one ragged batch, made once a step and run once a layer, over anybody's pages.")
-      .def(nb::new_(&make_plan), nb::kw_only(), "num_q_heads"_a, "num_kv_heads"_a, "head_dim"_a, "v_head_dim"_a = 0,
-           "page_size"_a = 16, "dtype"_a = "bf16", "qo_indptr"_a, "kv_indptr"_a = nb::none(),
-           "kv_indices"_a = nb::none(), "kv_last_page_len"_a = nb::none(), "block_table"_a = nb::none(),
-           "seq_lens"_a = nb::none(), "q_start"_a = nb::none(), "sm_scale"_a = 0.0F, "causal"_a = true,
-           "window_left"_a = -1, "sink_tokens"_a = 0, "logits_soft_cap"_a = 0.0F, "sinks"_a = nb::none(),
-           "alibi_slopes"_a = nb::none(), "target"_a = "",
-           "Page tables come as kv_indptr, kv_indices and kv_last_page_len, or as block_table and seq_lens; lengths "
-           "are after append. Integers are lists or arrays.")
+      .def("__init__", &make_plan, nb::sig("def __init__(self, *, " PAGEDKV_PLAN_PARAMETERS ") -> None"), kBatchHelp)
+      .def_static("workspace_bytes", &workspace_bytes,
+                  nb::sig("def workspace_bytes(*, " PAGEDKV_PLAN_PARAMETERS ") -> int"),
+                  "Bytes of partial states that a plan of these arguments has.")
+      .def(
+          "extend", &extend_plan, nb::sig("def extend(self, *, " PAGEDKV_BATCH_PARAMETERS ") -> None"),
+          "Plans the next step of the same sequences: as many query rows each, longer keys. Refused, the plan is as it "
+          "was.")
       .def("run", &run_plan, "k"_a.none(), "v"_a.none(), "q"_a.none(), "out"_a = nb::none(), "lse"_a = nb::none(),
            "layout"_a = "HND",
            "out = softmax(logits) V for every query row. k and v: [pages, heads, tokens, dim] (HND) or [pages, tokens, "
            "heads, dim] (NHD), any strides with contiguous rows; q [rows, num_q_heads, head_dim].")
       .def_prop_ro(
-          "num_rows", [](PyPlan& p) { return p.plan.num_rows(); }, "Query rows of the batch.")
+          "num_rows", [](PyPlan& p) { return alone(p, [&] { return p.plan.num_rows(); }); }, "Query rows of the batch.")
       .def_prop_ro(
-          "target", [](PyPlan& p) { return p.plan.target(); }, "Kernel target in use.")
+          "target", [](PyPlan& p) { return alone(p, [&] { return p.plan.target(); }); }, "Kernel target in use.")
       .def_prop_ro(
-          "kv_bytes", [](PyPlan& p) { return p.plan.kv_bytes(); }, "Bytes of K and V that one run reads.")
-      .def_prop_ro("flops", [](PyPlan& p) { return p.plan.flops(); });
+          "kv_bytes", [](PyPlan& p) { return alone(p, [&] { return p.plan.kv_bytes(); }); },
+          "Bytes of K and V that one run reads.")
+      .def_prop_ro(
+          "flops", [](PyPlan& p) { return alone(p, [&] { return p.plan.flops(); }); },
+          "2 * (head_dim + v_head_dim) a visible (query head, key).");
+}
+
+}  // namespace
+
+void bind_plan(nb::module_& m) {
+  bind_plan_class(m);
+  m.def("write_kv", &write_pages, "k_pages"_a.none(), "v_pages"_a.none(), "slots"_a, "k"_a.none(), "v"_a.none(),
+        "layout"_a = "HND",
+        "Writes rows of K and V [slots, heads, dim] into pages, converting to their type: row i to slot "
+        "slots[i] = page * page_size + offset; negative slots are skipped. Pages as AttentionPlan.run takes them.");
   m.def(
       "merge_states", &merge, "out_a"_a.none(), "lse_a"_a.none(), "out_b"_a.none(), "lse_b"_a.none(),
       "Merges two attention states over disjoint keys into the first, in place. float32; lse are natural logarithms.");

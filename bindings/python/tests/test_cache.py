@@ -1,6 +1,8 @@
 """KvCache, Sequence and Step against PyTorch, and everything that must be refused."""
 
+import array
 import gc
+import sys
 import threading
 
 import ml_dtypes
@@ -305,3 +307,100 @@ def test_a_step_used_by_two_threads_is_refused_or_right_never_broken(make_cache)
         for thread in threads:
             thread.join()
     assert len(outcomes) == 80 and all(outcomes)
+
+
+def test_the_interpreter_lock_is_released_while_attention_runs(make_cache):
+    cache = make_cache(capacity_pages=512)
+    k, v, q = rows(cache, 256)
+    begun, seen, rounds = threading.Event(), [], []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # seconds: from now on a thread runs until it gives the lock away
+
+    def attend():
+        with cache.begin_step([(cache.open(), 256)]) as step:
+            step.write(0, k, v)
+            begun.set()
+            for _ in range(20_000):
+                step.attend(0, q)
+                rounds.append(len(seen))
+                if seen:
+                    break
+
+    thread = threading.Thread(target=attend)
+    try:
+        thread.start()
+        begun.wait()
+        seen.append(True)
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert rounds[-1] == 1
+
+
+def test_a_sequence_looked_at_while_its_step_ends_is_refused_or_right(make_cache):
+    cache = make_cache(capacity_pages=512)
+    sequence, wrong, done = cache.open(), [], threading.Event()
+    ids = list(range(5))
+
+    def look_on():
+        while not done.is_set():
+            try:
+                if sequence.tokens != ids[:len(sequence.tokens)] or len(sequence.pages) > 2:
+                    wrong.append(sequence.tokens)
+            except pagedkv.Busy:
+                pass
+
+    def until_free(call):
+        while True:
+            try:
+                return call()
+            except pagedkv.Busy:
+                continue
+
+    threads = [threading.Thread(target=look_on) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for i in range(300):
+            until_free(lambda: sequence.truncate(0))
+            step = until_free(lambda: cache.begin_step([(sequence, 5, ids)]))
+            until_free(step.commit if i % 2 else step.rollback)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong and sequence.num_tokens == 5
+
+
+def test_arrays_by_the_buffer_protocol_alone_are_taken(make_cache):
+    cache = make_cache()
+    k, v, q = (array.array("f", x.flatten().tolist()) for x in rows(cache, 3))
+    out = np.empty((3, 4, 16), np.float32)
+    with cache.begin_step([(cache.open(), 3)]) as step:
+        step.write(0, memoryview(k), v)
+        step.attend(0, q, out=out)
+    assert np.isfinite(out).all()
+
+
+def test_nan_rows_give_nan_to_their_own_sequence_alone(make_cache):
+    cache = make_cache()
+    k, v, q = rows(cache, 6)
+    k[:3] = torch.nan
+    with cache.begin_step([(cache.open(), 3), (cache.open(), 3)]) as step:
+        step.write(0, k, v)
+        out = step.attend(0, q)
+    assert out[:3].isnan().all() and out[3:].isfinite().all()
+
+
+def test_sinks_of_each_layer_and_sink_tokens_are_taken(make_cache):
+    sinks = np.array([[0] * 4, [30] * 4], np.float32)  # the second layer's takes nearly all weight
+    cache = make_cache(sinks=sinks, window_left=3, sink_tokens=1)
+    k, v, q = rows(cache, 9)
+    with cache.begin_step([(cache.open(), 9)]) as step:
+        outputs = []
+        for layer in range(2):
+            step.write(layer, k, v)
+            outputs.append(step.attend(layer, q))
+    assert outputs[1].abs().max() < 1e-3 < outputs[0].abs().max()
+    with pytest.raises(ValueError, match="sinks"):
+        make_cache(sinks=np.zeros((3, 4), np.float32))

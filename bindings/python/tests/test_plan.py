@@ -103,3 +103,94 @@ def test_pages_out_of_range_or_of_another_shape_are_refused(pages, queries):
         plan.run(k, v, queries[:7])
     with pytest.raises(ValueError, match="layout"):
         plan.run(k, v, queries, layout="DHN")
+
+
+def masked(k, v, q, visible):
+    """One sequence of 9 tokens and 2 query rows, with `visible` [heads or 1, rows, keys] on top of causality."""
+    keys, values = (x[PAGES[0]].transpose(1, 2).reshape(-1, 3, 24)[:9].double() for x in (k, v))
+    mask = torch.ones(2, 9, dtype=torch.bool).tril(7) & visible
+    return torch.nn.functional.scaled_dot_product_attention(
+        q.double().transpose(0, 1)[None], keys.repeat_interleave(2, 1).transpose(0, 1)[None],
+        values.repeat_interleave(2, 1).transpose(0, 1)[None], attn_mask=mask[None])[0].transpose(0, 1)
+
+
+ONE = dict(qo_indptr=[0, 2], block_table=torch.tensor([PAGES[0]]), seq_lens=[9])
+
+
+def test_masks_of_every_kind_agree_with_pytorch(pages, queries):
+    q = queries[:2]
+    visible = torch.rand(1, 2, 9) < 0.6
+    visible[..., 0] = True
+    wanted = masked(*pages, q, visible)
+    bits = np.packbits(visible.numpy().reshape(-1), bitorder="little")
+    kinds = (dict(mask=visible), dict(mask=visible.numpy()), dict(mask=torch.where(visible, 0.0, -torch.inf)),
+             dict(mask=visible[:, None]), dict(mask=visible.to(torch.uint8).flatten(), mask_offsets=[0]),
+             dict(mask=bits, mask_bits=True, mask_offsets=[0]))
+    for kind in kinds:
+        out = pagedkv.AttentionPlan(**SHAPE, **ONE, **kind).run(*pages, q)
+        assert (out.double() - wanted).abs().max() < 1e-5, kind
+    per_head = torch.rand(1, 6, 2, 9) < 0.6
+    per_head[..., 0] = True
+    out = pagedkv.AttentionPlan(**SHAPE, **ONE, mask=per_head).run(*pages, q)
+    assert (out.double() - masked(*pages, q, per_head[0])).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("change", [
+    dict(mask=torch.ones(1, 2, 3, dtype=torch.bool)), dict(mask=torch.ones(2, 9, dtype=torch.bool)),
+    dict(mask=torch.ones(18, dtype=torch.bool)), dict(mask=torch.ones(18, dtype=torch.bool), mask_offsets=[7]),
+    dict(mask_offsets=[0]), dict(mask=torch.ones(18, dtype=torch.bool), mask_offsets=[-1]),
+    dict(mask=torch.ones(1, 2, 9, dtype=torch.bool), mask_offsets=[0]),
+])
+def test_bad_masks_are_refused(change):
+    with pytest.raises(ValueError):
+        pagedkv.AttentionPlan(**SHAPE, **ONE, **change)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 2, 9, dtype=torch.int64), torch.ones(1, 9, 2, dtype=torch.bool).transpose(1, 2),
+                                  [[True]], "mask"])
+def test_masks_of_another_type_or_stride_are_type_errors(mask):
+    with pytest.raises(TypeError, match="mask"):
+        pagedkv.AttentionPlan(**SHAPE, **ONE, mask=mask)
+
+
+def test_sinks_and_alibi_agree_with_pytorch(pages, queries):
+    k, v, q = *pages, queries[:2]
+    keys, values = (x[PAGES[0]].transpose(1, 2).reshape(-1, 3, 24)[:9].double().repeat_interleave(2, 1) for x in (k, v))
+    slopes, sinks = torch.rand(6), torch.randn(6)
+    logits = torch.einsum("qhd,khd->hqk", q.double(), keys) / 24**0.5
+    position = torch.arange(9) - torch.tensor([[7], [8]])
+    logits = logits + slopes[:, None, None] * position
+    logits[:, torch.ones(2, 9, dtype=torch.bool).triu(8)] = -torch.inf
+    weights = torch.cat([logits, sinks[:, None, None].double().expand(6, 2, 1)], 2).softmax(2)[..., :9]
+    wanted = torch.einsum("hqk,khd->qhd", weights, values)
+    out = pagedkv.AttentionPlan(**SHAPE, **ONE, sinks=sinks, alibi_slopes=slopes).run(k, v, q)
+    assert (out.double() - wanted).abs().max() < 1e-5
+
+
+def test_an_extended_plan_is_a_new_one(pages, queries):
+    plan = pagedkv.AttentionPlan(**SHAPE, qo_indptr=[0, 1], block_table=torch.tensor([[7, -1, -1]]), seq_lens=[4])
+    for length in range(5, 13):
+        table = dict(qo_indptr=[0, 1], block_table=torch.tensor([PAGES[0]]), seq_lens=[length])
+        plan.extend(**table)
+        assert torch.equal(plan.run(*pages, queries[:1]), pagedkv.AttentionPlan(**SHAPE, **table).run(*pages, queries[:1]))
+    with pytest.raises(pagedkv.InvalidArgument):
+        plan.extend(qo_indptr=[0, 2], block_table=torch.tensor([PAGES[0]]), seq_lens=[12])
+    with pytest.raises(TypeError, match="num_q_heads"):
+        plan.extend(num_q_heads=6, **table)
+    assert torch.equal(plan.run(*pages, queries[:1]), pagedkv.AttentionPlan(**SHAPE, **table).run(*pages, queries[:1]))
+
+
+def test_cascade_and_workspace(pages, queries):
+    batch = dict(qo_indptr=[0, 1, 2], block_table=torch.tensor([[7, 3, 9], [7, 3, 1]]), seq_lens=[9, 12])
+    plain = pagedkv.AttentionPlan(**SHAPE, **batch).run(*pages, queries[:2])
+    shared = pagedkv.AttentionPlan(**SHAPE, **batch, cascade=True).run(*pages, queries[:2])
+    assert (plain - shared).abs().max() < 1e-5
+    assert pagedkv.AttentionPlan.workspace_bytes(**SHAPE, **batch) >= 0
+
+
+def test_values_that_are_not_finite_stay_in_their_own_rows(pages, queries):
+    k, v = (x.clone() for x in pages)
+    k[1], v[1] = torch.nan, torch.nan  # the page of the second sequence
+    q = queries.clone()
+    out = pagedkv.AttentionPlan(**SHAPE, **csr()).run(k, v, q)
+    assert out[2].isnan().all() and out[[0, 1, 3, 4, 5, 6, 7]].isfinite().all()

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "support/resident_bytes.h"
+
 namespace pagedkv {
 namespace {
 
@@ -173,6 +175,19 @@ TEST(DenseCache, CommitsNoMemoryBeyondTheTokensHeld) {
   EXPECT_EQ(cache.pool_stats().committed_bytes, 0u);
   ASSERT_TRUE(cache.update(0, tensor(0, 5), tensor(0, 5, 1)));
   EXPECT_EQ(cache.pool_stats().used_pages, kBatch * 2u) << "5 tokens in pages of 4, for each row of the batch";
+}
+
+TEST(DenseCache, NoMoreMemoryIsResidentThanTheTokensHeldTake) {
+  DenseCache cache =
+      DenseCache::create({.batch_size = 1, .num_layers = 1, .num_heads = 4, .head_dim = 64, .max_seq_len = 1 << 18})
+          .value();
+  const std::vector<float> rows(4 * 100 * 64, 1.0f);
+  const DenseKv held = cache.update(0, rows, rows).value();
+  const auto page_bytes = static_cast<std::uint64_t>(held.pages.k_page_stride);
+  EXPECT_EQ(cache.pool_stats().committed_bytes, 7 * page_bytes) << "100 tokens in pages of 16";
+  const auto num_pages = static_cast<std::uint64_t>(held.pages.num_pages);
+  EXPECT_EQ(num_pages, (1u << 18) / 16u);
+  EXPECT_LE(testing::resident_bytes(held.pages.k, num_pages * page_bytes), 7 * page_bytes);
 }
 
 TEST(DenseCache, GrowingNeverMovesWhatIsHeld) {

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "support/resident_bytes.h"
+
 namespace pagedkv {
 namespace {
 
@@ -95,6 +97,17 @@ TEST(InterleavedCache, ResetEmptiesAndKeepsTheRowsWhereTheyWere) {
   ASSERT_TRUE(cache.append(rows_of(5, 1, 2, 0), rows_of(5, 1, 2, 1)));
   EXPECT_EQ(cache.rows().data(), first);
   EXPECT_EQ(cache.rows()[0], rows_of(5, 1, 2, 0)[0]);
+}
+
+TEST(InterleavedCache, MemoryComesWithTheTokens) {
+  constexpr std::size_t kDim = 64, kRowBytes = 2 * kDim * sizeof(float), kOsPage = 65536;  // of any system
+  InterleavedCache cache = InterleavedCache::create(1 << 24, kDim).value();                // 8 GiB if it were all had
+  for (std::size_t tokens = 0; tokens < 3000; tokens += 1000) {
+    ASSERT_TRUE(cache.append(rows_of(tokens, 1000, kDim, 0), rows_of(tokens, 1000, kDim, 1)));
+    const std::uint64_t resident = testing::resident_bytes(cache.rows().data(), (1ull << 24) * kRowBytes);
+    EXPECT_GE(resident, (tokens + 1000) * kRowBytes);
+    EXPECT_LE(resident, (tokens + 1000) * kRowBytes + kOsPage);
+  }
 }
 
 TEST(InterleavedCache, BadArgumentsAreRefusedAndNothingChanges) {

@@ -1,7 +1,5 @@
 // After a burst the memory that is resident falls to the pages that live, within 2 %, wherever they lie.
 #include <gtest/gtest.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -9,18 +7,14 @@
 #include <vector>
 
 #include "pagedkv/page_pool.h"
+#include "support/resident_bytes.h"
 
 namespace pagedkv {
 namespace {
 
 // Bytes of the pool's range that are in memory now.
 std::uint64_t resident_bytes(const PagePool& pool) {
-  const auto os_page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-  const std::uint64_t num_bytes = pool.max_capacity_pages() * pool.page_bytes();
-  std::vector<unsigned char> in_core((num_bytes + os_page - 1) / os_page);
-  EXPECT_EQ(::mincore(pool.base(), num_bytes, in_core.data()), 0);
-  return os_page * static_cast<std::uint64_t>(
-                       std::count_if(in_core.begin(), in_core.end(), [](unsigned char c) { return (c & 1U) != 0; }));
+  return testing::resident_bytes(pool.base(), pool.max_capacity_pages() * pool.page_bytes());
 }
 
 class ResidentMemory : public ::testing::TestWithParam<std::uint64_t> {};

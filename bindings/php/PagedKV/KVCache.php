@@ -11,6 +11,8 @@ use LogicException;
 use OutOfBoundsException;
 use RuntimeException;
 
+require_once __DIR__ . '/Tensor.php';
+
 /**
  * Rows of K and V side by side in memory that the library owns; a token is one row of each.
  *

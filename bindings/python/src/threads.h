@@ -1,0 +1,80 @@
+// Which thread may use an object now, and when the interpreter lock is let go.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <atomic>
+#include <cstddef>
+#include <span>
+#include <thread>
+#include <utility>
+
+#include "errors.h"
+
+namespace pagedkv::python {
+
+/// Calls `function` without the interpreter lock. Whatever may wait for the pool's lock runs so: an eviction policy in
+/// Python is called under that lock and needs the interpreter's.
+template <class Function>
+auto unlocked(Function&& function) {
+  const nanobind::gil_scoped_release released;
+  return std::forward<Function>(function)();
+}
+
+/// Refuses a second thread: objects that belong to one thread at a time stay safe though the interpreter lock is
+/// released while they work.
+class Exclusive {
+ public:
+  explicit Exclusive(std::atomic<bool>& in_use) : in_use_(in_use) {
+    if (in_use_.exchange(true, std::memory_order_acquire)) refuse();
+  }
+  ~Exclusive() { in_use_.store(false, std::memory_order_release); }
+  Exclusive(const Exclusive&) = delete;
+  Exclusive& operator=(const Exclusive&) = delete;
+
+  [[noreturn]] static void refuse() {
+    raise({Errc::kBusy, "another thread is using this object; use it from one thread at a time"});
+  }
+
+ private:
+  std::atomic<bool>& in_use_;
+};
+
+/// The same for several objects: all or none. `Object` has a member `in_use`.
+template <class Object>
+class ExclusiveAll {
+ public:
+  explicit ExclusiveAll(std::span<Object* const> objects) : objects_(objects) {
+    while (held_ < objects_.size()) {
+      if (objects_[held_]->in_use.exchange(true, std::memory_order_acquire)) {
+        release();
+        Exclusive::refuse();
+      }
+      ++held_;
+    }
+  }
+  ~ExclusiveAll() { release(); }
+  ExclusiveAll(const ExclusiveAll&) = delete;
+  ExclusiveAll& operator=(const ExclusiveAll&) = delete;
+
+ private:
+  void release() noexcept {
+    while (held_ > 0) objects_[--held_]->in_use.store(false, std::memory_order_release);
+  }
+  std::span<Object* const> objects_;
+  std::size_t held_ = 0;
+};
+
+/// Waits until nobody uses an object. Without the interpreter lock: whoever uses it may need that to finish.
+inline void wait_for(std::atomic<bool>& in_use) noexcept {
+  while (in_use.exchange(true, std::memory_order_acquire)) std::this_thread::yield();
+}
+
+/// `function()` while no other thread uses `object`.
+template <class Object, class Function>
+auto alone(Object& object, Function&& function) {
+  const Exclusive one(object.in_use);
+  return std::forward<Function>(function)();
+}
+
+}  // namespace pagedkv::python
