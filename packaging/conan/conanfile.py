@@ -1,4 +1,4 @@
-"""Conan 2 recipe of pagedkv, built from the tree that it lies in: conan create packaging/conan"""
+"""Conan 2 recipe of pagedkv, built from the tree that it lies in: conan create packaging/conan (see debian-12.profile too)"""
 
 import os
 import re

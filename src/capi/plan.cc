@@ -84,13 +84,20 @@ pagedkv_status pagedkv_plan_extend(pagedkv_plan plan, const pagedkv_attention_ba
 
 pagedkv_status pagedkv_plan_run(pagedkv_plan plan, const pagedkv_kv_view* pages, pagedkv_const_tensor q,
                                 pagedkv_tensor out, float* lse, size_t num_lse) {
+  return pagedkv_plan_run_with_sinks(plan, pages, q, out, lse, num_lse, nullptr, 0);
+}
+
+pagedkv_status pagedkv_plan_run_with_sinks(pagedkv_plan plan, const pagedkv_kv_view* pages, pagedkv_const_tensor q,
+                                           pagedkv_tensor out, float* lse, size_t num_lse, const float* sinks,
+                                           size_t num_sinks) {
   if (pages == nullptr) return report(kNullArgument);
   return with<PlanTable>(plan, [&](AttentionPlan& object) -> Result<void> {
     Checks checks;
     const ConstTensor queries = checks.tensor(q);
     const Tensor output = checks.tensor(out);
     const std::span<float> sums = checks.span(lse, num_lse);
-    return checks.failed() ? checks.error() : object.run(view_of(*pages), queries, output, sums);
+    const std::span<const float> of_layer = checks.span(sinks, num_sinks);
+    return checks.failed() ? checks.error() : object.run(view_of(*pages), queries, output, sums, of_layer);
   });
 }
 

@@ -181,6 +181,7 @@ static void every_plan_call(pagedkv_plan h, pagedkv_status expected) {
   const char* name = NULL;
   EVERY(pagedkv_plan_extend(h, &batch));
   EVERY(pagedkv_plan_run(h, &pages, in(row, kDim), out(row, kDim), NULL, 0));
+  EVERY(pagedkv_plan_run_with_sinks(h, &pages, in(row, kDim), out(row, kDim), NULL, 0, row, 1));
   EVERY(pagedkv_plan_num_rows(h, &count));
   EVERY(pagedkv_plan_target(h, &name));
   EVERY(pagedkv_plan_kv_bytes(h, &number));

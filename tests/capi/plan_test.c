@@ -105,6 +105,18 @@ static void test_variants(void) {
   CHECK(fabsf(run(&config, &batch, &lse) - 6 / 5.0F) < 1e-6F);
 
   config = one_head();
+  pagedkv_plan with_sinks = 0;
+  const pagedkv_kv_view pages = pages_of_zeros();
+  const float q[kDim] = {1, 1};
+  float result[kDim];
+  OK(pagedkv_plan_create(&config, &batch, NULL, 0, &with_sinks));
+  OK(pagedkv_plan_run_with_sinks(with_sinks, &pages, in(q, kDim), out(result, kDim), NULL, 0, &sink, 1));
+  CHECK(fabsf(result[0] - 6 / 5.0F) < 1e-6F);
+  CHECK_STATUS(pagedkv_plan_run_with_sinks(with_sinks, &pages, in(q, kDim), out(result, kDim), NULL, 0, NULL, 1),
+               PAGEDKV_INVALID_ARGUMENT);
+  CHECK_STATUS(pagedkv_plan_run_with_sinks(with_sinks, &pages, in(q, kDim), out(result, kDim), NULL, 0, result, 2),
+               PAGEDKV_INVALID_ARGUMENT);
+  OK(pagedkv_plan_close(with_sinks));
   const float slope = 1;  // logit of key j: j - 3
   config.variant.alibi_slopes = &slope;
   config.variant.num_alibi_slopes = 1;

@@ -32,14 +32,15 @@ Array sinks_of(nb::handle given, std::uint32_t num_q_heads, std::uint32_t num_la
   nb::ndarray<nb::ro, nb::device::cpu> array;
   const bool each_layer = num_layers != 0 && nb::try_cast(given, array, false) && array.ndim() == 2;
   PyErr_Clear();
-  return floats_or_none(given, "sinks", std::int64_t{num_q_heads} * (each_layer ? std::int64_t{num_layers} : 1));
+  return floats_or_none(given, "sinks", Use::kRead,
+                        std::int64_t{num_q_heads} * (each_layer ? std::int64_t{num_layers} : 1));
 }
 
 }  // namespace
 
 VariantArguments::VariantArguments(Arguments& arguments, std::uint32_t num_q_heads, std::uint32_t num_layers)
     : sinks(sinks_of(arguments.take_any("sinks"), num_q_heads, num_layers)),
-      alibi_slopes(floats_or_none(arguments.take_any("alibi_slopes"), "alibi_slopes", num_q_heads)),
+      alibi_slopes(floats_or_none(arguments.take_any("alibi_slopes"), "alibi_slopes", Use::kRead, num_q_heads)),
       variant{.sm_scale = arguments.take("sm_scale", 0.0F),
               .causal = arguments.take("causal", true),
               .window_left = arguments.take("window_left", std::int32_t{-1}),

@@ -105,9 +105,9 @@ Array dense(nb::handle object, std::string_view name, Use use, std::int64_t rows
   return array;
 }
 
-Array floats_or_none(nb::handle object, std::string_view name, std::int64_t size) {
+Array floats_or_none(nb::handle object, std::string_view name, Use use, std::int64_t size) {
   if (object.is_none()) return {.handle = {}, .shape = {0}, .strides = {1}};
-  Array array = dense(object, name, Use::kWrite, size, {});
+  Array array = dense(object, name, use, size, {});
   if (array.dtype != DType::f32) type_error(name, "elements must be float32");
   return array;
 }

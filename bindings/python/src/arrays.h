@@ -41,7 +41,7 @@ Array dense(nanobind::handle object, std::string_view name, Use use, std::int64_
             std::initializer_list<std::int64_t> row_shape);
 
 /// A dense array of f32 with `size` elements, or an empty span for None.
-Array floats_or_none(nanobind::handle object, std::string_view name, std::int64_t size);
+Array floats_or_none(nanobind::handle object, std::string_view name, Use use, std::int64_t size);
 
 /// Integers from a list or an array of int32 or int64; int32 arrays without a copy when dense.
 struct Ints {

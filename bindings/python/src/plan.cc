@@ -121,7 +121,7 @@ void extend_plan(PyPlan& p, const nb::kwargs& given) {
 }
 
 nb::object run_plan(PyPlan& p, nb::handle k, nb::handle v, nb::object q, nb::object out, nb::object lse,
-                    const std::string& layout) {
+                    const std::string& layout, nb::handle sinks) {
   const bool hnd = is_hnd(layout);
   const Exclusive one(p.in_use);
   const AttentionConfig& c = p.config;
@@ -131,8 +131,9 @@ nb::object run_plan(PyPlan& p, nb::handle k, nb::handle v, nb::object q, nb::obj
   const Array queries = dense(q, "q", Use::kRead, rows, {c.num_q_heads, c.head_dim});
   if (out.is_none()) out = new_output(q, {rows, c.num_q_heads, c.v_head_dim});
   const Array output = dense(out, "out", Use::kWrite, rows, {c.num_q_heads, c.v_head_dim});
-  const Array lses = floats_or_none(lse, "lse", rows * c.num_q_heads);
-  unwrap(unlocked([&] { return p.plan.run(pages, queries.in(), output.out(), lses.floats()); }));
+  const Array lses = floats_or_none(lse, "lse", Use::kWrite, rows * c.num_q_heads);
+  const Array of_layer = floats_or_none(sinks, "sinks", Use::kRead, c.num_q_heads);
+  unwrap(unlocked([&] { return p.plan.run(pages, queries.in(), output.out(), lses.floats(), of_layer.floats()); }));
   return out;
 }
 
@@ -207,9 +208,11 @@ void bind_plan_class(nb::module_& m) {
           "Plans the next step of the same sequences: as many query rows each, longer keys. Refused, the plan is as it "
           "was.")
       .def("run", &run_plan, "k"_a.none(), "v"_a.none(), "q"_a.none(), "out"_a = nb::none(), "lse"_a = nb::none(),
-           "layout"_a = "HND",
+           "layout"_a = "HND", "sinks"_a = nb::none(),
            "out = softmax(logits) V for every query row. k and v: [pages, heads, tokens, dim] (HND) or [pages, tokens, "
-           "heads, dim] (NHD), any strides with contiguous rows; q [rows, num_q_heads, head_dim].")
+           "heads, dim] (NHD), any strides with contiguous rows; q [rows, num_q_heads, head_dim]; sinks [num_q_heads] "
+           "are "
+           "this layer's, in place of the plan's.")
       .def_prop_ro(
           "num_rows", [](PyPlan& p) { return alone(p, [&] { return p.plan.num_rows(); }); }, "Query rows of the batch.")
       .def_prop_ro(

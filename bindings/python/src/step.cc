@@ -66,7 +66,7 @@ nb::object step_attend(PyStep& s, std::uint32_t layer, nb::object q, nb::object 
   const Array queries = dense(q, "q", Use::kRead, rows, {s.shape.num_q_heads, s.shape.head_dim});
   if (out.is_none()) out = new_output(q, {rows, s.shape.num_q_heads, s.shape.v_head_dim});
   const Array output = dense(out, "out", Use::kWrite, rows, {s.shape.num_q_heads, s.shape.v_head_dim});
-  const Array lses = floats_or_none(lse, "lse", rows * s.shape.num_q_heads);
+  const Array lses = floats_or_none(lse, "lse", Use::kWrite, rows * s.shape.num_q_heads);
   unwrap(unlocked([&] { return s.step.attend(layer, queries.in(), output.out(), lses.floats()); }));
   return out;
 }

@@ -54,7 +54,7 @@ nb::object page_data(nb::object self, std::int32_t page) {
   std::byte* const bytes = pool.page_data(PageId{page});
   if (bytes == nullptr) raise({Errc::kInvalidArgument, "a page id is out of range"});
   const std::size_t shape[] = {static_cast<std::size_t>(pool.page_bytes())};
-  return nb::cast(nb::ndarray<std::uint8_t, nb::device::cpu>(bytes, 1, shape, self));
+  return nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::device::cpu>(bytes, 1, shape, self));
 }
 
 void bind_pool(nb::module_& m) {

@@ -1,4 +1,6 @@
-"""Fixtures of all tests: a seed, and a small cache."""
+"""Fixtures of all tests: a seed, a small cache, threads that take turns often."""
+
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,15 @@ import pagedkv
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def many_turns():
+    """Threads pass the interpreter lock on after microseconds, so that they meet in more places and finish sooner."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture

@@ -337,7 +337,7 @@ def test_the_interpreter_lock_is_released_while_attention_runs(make_cache):
     assert rounds[-1] == 1
 
 
-def test_a_sequence_looked_at_while_its_step_ends_is_refused_or_right(make_cache):
+def test_a_sequence_looked_at_while_its_step_ends_is_refused_or_right(make_cache, many_turns):
     cache = make_cache(capacity_pages=512)
     sequence, wrong, done = cache.open(), [], threading.Event()
     ids = list(range(5))
@@ -361,7 +361,7 @@ def test_a_sequence_looked_at_while_its_step_ends_is_refused_or_right(make_cache
     for thread in threads:
         thread.start()
     try:
-        for i in range(300):
+        for i in range(60):
             until_free(lambda: sequence.truncate(0))
             step = until_free(lambda: cache.begin_step([(sequence, 5, ids)]))
             until_free(step.commit if i % 2 else step.rollback)

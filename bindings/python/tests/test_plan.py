@@ -165,6 +165,10 @@ def test_sinks_and_alibi_agree_with_pytorch(pages, queries):
     wanted = torch.einsum("hqk,khd->qhd", weights, values)
     out = pagedkv.AttentionPlan(**SHAPE, **ONE, sinks=sinks, alibi_slopes=slopes).run(k, v, q)
     assert (out.double() - wanted).abs().max() < 1e-5
+    later = pagedkv.AttentionPlan(**SHAPE, **ONE, alibi_slopes=slopes)
+    assert torch.equal(later.run(k, v, q, sinks=sinks), out)
+    with pytest.raises(ValueError, match="sinks"):
+        later.run(k, v, q, sinks=torch.zeros(5))
 
 
 def test_an_extended_plan_is_a_new_one(pages, queries):

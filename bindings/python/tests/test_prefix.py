@@ -101,13 +101,13 @@ def test_built_in_policies_serve(small, name):
     assert visit(cache, 500, 5) == 4
 
 
-def test_threads_and_a_policy_in_python_do_not_wait_for_each_other_for_ever(make_cache):
+def test_threads_and_a_policy_in_python_do_not_wait_for_each_other_for_ever(make_cache, many_turns):
     cache = make_cache(page_size=2, capacity_pages=40, num_layers=1, eviction_policy=Mru())
     errors = []
 
     def serve(first):
         try:
-            for prompt in range(60):
+            for prompt in range(20):
                 visit(cache, first + 10 * prompt, 4)
                 cache.stats()
         except pagedkv.OutOfPages:

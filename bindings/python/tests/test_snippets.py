@@ -1,19 +1,22 @@
 """The Python snippets of the documentation run as they are pasted."""
 
+import importlib.util
 import pathlib
-import re
 
 import pytest
 
-DOCUMENT = pathlib.Path(__file__).parents[3] / "docs" / "EMBEDDING.md"
-BLOCKS = re.findall(r"(?:<!-- run: (\w+) -->\n)?^```python\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.M | re.S)
+ROOT = pathlib.Path(__file__).parents[3]
+DOCUMENT = ROOT / "docs" / "EMBEDDING.md"
+SPEC = importlib.util.spec_from_file_location("extract_snippets", ROOT / "tests" / "api" / "extract_snippets.py")
+EXTRACT = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(EXTRACT)
+PROGRAMS = dict(EXTRACT.programs(DOCUMENT.read_text(encoding="utf-8"), ["python"]))
 
 
-@pytest.mark.parametrize("name, code", BLOCKS, ids=[name for name, _ in BLOCKS])
-def test_snippet_runs(name, code):
-    assert name, "a block without <!-- run: name -->"
-    exec(compile(code, f"{DOCUMENT.name}:{name}", "exec"), {})
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_snippet_runs(name):
+    exec(compile(PROGRAMS[name], f"{DOCUMENT.name}:{name}", "exec"), {})
 
 
 def test_there_are_snippets():
-    assert len(BLOCKS) >= 2
+    assert len(PROGRAMS) >= 2

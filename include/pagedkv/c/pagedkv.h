@@ -430,6 +430,10 @@ PAGEDKV_API pagedkv_status pagedkv_plan_extend(pagedkv_plan plan, const pagedkv_
  * NULL with num_lse 0. */
 PAGEDKV_API pagedkv_status pagedkv_plan_run(pagedkv_plan plan, const pagedkv_kv_view* pages, pagedkv_const_tensor q,
                                             pagedkv_tensor out, float* lse, size_t num_lse);
+/* The same with the learned sinks [num_q_heads] of this layer in place of pagedkv_attention_variant::sinks. */
+PAGEDKV_API pagedkv_status pagedkv_plan_run_with_sinks(pagedkv_plan plan, const pagedkv_kv_view* pages,
+                                                       pagedkv_const_tensor q, pagedkv_tensor out, float* lse,
+                                                       size_t num_lse, const float* sinks, size_t num_sinks);
 PAGEDKV_API pagedkv_status pagedkv_plan_num_rows(pagedkv_plan plan, size_t* num_rows);
 PAGEDKV_API pagedkv_status pagedkv_plan_target(pagedkv_plan plan, const char** name);
 PAGEDKV_API pagedkv_status pagedkv_plan_kv_bytes(pagedkv_plan plan, uint64_t* bytes);
