@@ -65,7 +65,12 @@ class Pagedkv(ConanFile):
         self.cpp_info.libs = ["pagedkv"]
         self.cpp_info.set_property("cmake_file_name", "pagedkv")
         self.cpp_info.set_property("cmake_target_name", "pagedkv::pagedkv")
-        self.cpp_info.requires = ["onetbb::onetbb", "highway::highway"]
-        self.cpp_info.ignored_requires = ["boost", "xxhash"]  # headers that stay inside
         if self.settings.os == "Linux":
             self.cpp_info.system_libs = ["m", "pthread"]
+        self.cpp_info.ignored_requires = ["boost", "xxhash"]  # headers that stay inside
+        packages = {each.ref.name for each in self.dependencies.values() if each.package_folder}
+        for dependency, library in (("onetbb", "tbb"), ("highway", "hwy")):
+            if dependency in packages:
+                self.cpp_info.requires.append(f"{dependency}::{dependency}")
+            elif not self.options.shared:  # the system's own, as debian-12.profile says
+                self.cpp_info.system_libs.append(library)
