@@ -140,7 +140,7 @@ class PAGEDKV_API AttentionPlan {
 
   /// Computes out = softmax(logits) V for every query row.
   ///
-  /// A row that sees no key gives zeros and lse = -inf, never NaN.
+  /// A row that sees no key gives zeros and lse = -inf, never NaN; with a sink, zeros and lse = sink.
   ///
   /// Shape:   q [rows][num_q_heads][head_dim], out [rows][num_q_heads][v_head_dim], any dtype each;
   ///          lse [rows][num_q_heads], natural logarithm, or empty;

@@ -23,6 +23,7 @@ constexpr int kBlockTiles = kBlock / kTileRows;
 constexpr int kGroupTokens = 32;                // depth of a V tile
 constexpr std::size_t kBlockBudget = 3u << 19;  // bytes of queries and sums that should stay in L2
 constexpr int kMaxBlocks = 32;
+constexpr auto kInfinity = static_cast<std::int16_t>(0xff00);  // bf16, shifted left by its sign
 
 int round_tiles(std::uint32_t dim, int multiple) noexcept {
   return ceil_to(static_cast<int>(dim), multiple) / multiple;
@@ -96,6 +97,7 @@ class PrefillTask {
         d_tiles_(2 * round_tiles(params.v_head_dim, 32)),
         terms_(query_terms(params.q_dtype)),
         scale_(params.sm_scale * kLog2E),
+        ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles / kAheadSteps),
         is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
         hidden_score_(is_plain_ ? std::max(kMaskedLogit / scale_, -1e38f) : kMaskedLogit) {
@@ -223,15 +225,17 @@ class PrefillTask {
   /// Tokens [begin, end) of the chunk into K tiles and transposed V tiles; zeros up to whole groups of 32.
   void pack_chunk(std::int64_t begin, std::int64_t end) noexcept {
     const std::int64_t first_group = begin / kGroupTokens * kGroupTokens;
+    num_exceptions_ = 0;
     Prefetcher ahead;
     for (std::int64_t token = first_group; token < end; token += kGroupTokens) {
       ahead.clear();
       const std::int64_t next = token + 2 * kGroupTokens;
       if (next < end) ahead.add(rows_, next, std::min<std::int64_t>(kGroupTokens, end - next));
-      const GroupRows group = group_rows(token, begin, end);
+      GroupRows group = group_rows(token, begin, end);
       const int index = static_cast<int>((token - chunk_) / kGroupTokens);
       pack_keys(group, index, ahead);
-      pack_values(group, index, ahead);
+      if (pack_values(group, index, ahead)) [[unlikely]]
+        pack_exceptions(group, token, ahead);
     }
   }
 
@@ -249,7 +253,8 @@ class PrefillTask {
     }
   }
 
-  void pack_values(const GroupRows& group, int index, Prefetcher& ahead) noexcept {
+  /// True if an infinity or a NaN is among the values.
+  bool pack_values(const GroupRows& group, int index, Prefetcher& ahead) noexcept {
     // Dwords (2 tokens) of dimensions 0..15 and 16..31 of a 64-byte piece.
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
@@ -257,12 +262,14 @@ class PrefillTask {
     const std::int64_t dim = params_.v_head_dim;
     std::byte* to = scratch_.values + (std::int64_t{index} / 4 * d_tiles_ * 4 + index % 4) * kTileBytes;
     const int lines = ahead.num_lines() / d_tiles_ / 16 + 1;
+    __m512i largest = _mm512_setzero_si512();  // of the values without their sign, in the upper 15 bits
     for (int d = 0; d < d_tiles_; d += 2, to += 8 * kTileBytes) {
       const __mmask32 lanes = first_lanes32(dim - d * 16);
       __m512i a[16], b[16];
       for (int pair = 0; pair < 16; ++pair) {
         const __m512i even = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair] + d * 32);
         const __m512i odd = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair + 1] + d * 32);
+        largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_add_epi16(even, even), _mm512_add_epi16(odd, odd)));
         a[pair] = _mm512_permutex2var_epi16(even, low, odd);
         b[pair] = _mm512_permutex2var_epi16(even, high, odd);
         ahead.emit(lines);
@@ -274,6 +281,47 @@ class PrefillTask {
         _mm512_store_si512(to + 4 * kTileBytes + i * kTileRowBytes, b[i]);
       }
     }
+    return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(kInfinity)) != 0;
+  }
+
+  /// Packs zeros for the rows that hold an infinity or a NaN, and notes them: a product with weight 0 would make NaN of
+  /// columns that do not see them.
+  void pack_exceptions(GroupRows& group, std::int64_t token, Prefetcher& ahead) noexcept {
+    for (int t = 0; t < kGroupTokens; ++t) {
+      __mmask32 is_exception = 0;
+      for (std::int64_t d = 0; d < params_.v_head_dim; d += 32) {
+        const __m512i v = _mm512_maskz_loadu_epi16(first_lanes32(params_.v_head_dim - d), group.v[t] + 2 * d);
+        is_exception |= _mm512_cmpge_epu16_mask(_mm512_add_epi16(v, v), _mm512_set1_epi16(kInfinity));
+      }
+      if (is_exception == 0) continue;
+      exceptions_[num_exceptions_++] = {static_cast<std::int32_t>(token - chunk_) + t, group.v[t]};
+      group.v[t] = scratch_.zero_row;
+    }
+    pack_values(group, static_cast<int>((token - chunk_) / kGroupTokens), ahead);
+  }
+
+  /// Adds the noted rows of tiles [tile, stop) to the columns that give them weight.
+  void weigh_exceptions(int index, int tile, int stop) noexcept {
+    for (int i = 0; i < num_exceptions_; ++i) {
+      const int token = exceptions_[i].token - tile * kTileRows;
+      if (token < 0 || token >= (stop - tile) * kTileRows) continue;
+      const std::byte* const weights =
+          scratch_.weights + token / kGroupTokens * kWeightBytes + token % kGroupTokens / 2 * kTileRowBytes;
+      for (int c = 0; c < kColumnTiles; ++c) {
+        const __m512i pairs = _mm512_load_si512(weights + c * kTileBytes);
+        const __m512i bits =
+            token % 2 != 0 ? _mm512_and_si512(pairs, _mm512_set1_epi32(~0xffff)) : _mm512_slli_epi32(pairs, 16);
+        const __m512 weight = _mm512_castsi512_ps(bits);
+        const __mmask16 sees = _mm512_cmp_ps_mask(weight, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        for (int d = 0; sees != 0 && d < static_cast<int>(params_.v_head_dim); ++d) {
+          std::uint16_t value;
+          std::memcpy(&value, exceptions_[i].v + 2 * d, sizeof(value));
+          float* const sum = sums(index) + d / 16 * kSlotFloats + c * kTileFloats + d % 16 * 16;
+          const __m512 v = _mm512_castsi512_ps(_mm512_set1_epi32(value << 16));
+          _mm512_store_ps(sum, _mm512_mask3_fmadd_ps(weight, v, _mm512_load_ps(sum), sees));
+        }
+      }
+    }
   }
 
   /// A share of the next chunk's rows, to be prefetched while column block `index` is computed.
@@ -281,7 +329,6 @@ class PrefillTask {
     const std::int64_t share = kChunk / num_blocks_, first = chunk_ + kChunk + index * share;
     ahead_.clear();
     if (first < end) ahead_.add(rows_, first, std::min(share, end - first));
-    ahead_lines_ = ahead_.num_lines() / (kChunk / kTileRows) + 1;
   }
 
   /// Token tiles of the chunk that some column of the block sees, from an even one on.
@@ -354,6 +401,8 @@ class PrefillTask {
       block.has_sums = true;
       weights += count * kWeightBytes, group += count;
     }
+    if (num_exceptions_ != 0) [[unlikely]]
+      weigh_exceptions(index, tile, stop);
   }
 
   /// Scores of a token tile; those of `next_tile` follow. The slot is filled in later.
@@ -361,6 +410,7 @@ class PrefillTask {
     ScorePass pass{};
     const std::int64_t tile_bytes = std::int64_t{k_tiles_} * kTileBytes;
     pass.k = scratch_.k + tile * tile_bytes, pass.k_next = scratch_.k + next_tile % (kChunk / kTileRows) * tile_bytes;
+    pass.ahead = pass.k_next;  // nothing to prefetch: a line that is prefetched anyway
     pass.queries = queries(index), pass.query_stride = terms_ * tile_bytes;
     return pass;
   }
@@ -387,11 +437,11 @@ class PrefillTask {
       pass.scores = slot(slot_), pass.done_scores = done;
       pass.weights = scratch_.weights + (t - tile) / 2 * kWeightBytes + (t - tile) % 2 * (kTileBytes / 2);
       if (pass.k != nullptr) {
+        if (const std::byte* lines = ahead_.take(ahead_lines_); lines != nullptr) pass.ahead = lines;
         score_tile<true>(k_tiles_, terms_, state, pass);
       } else {
         softmax_slot(state, done, pass.weights);
       }
-      ahead_.emit(ahead_lines_);
     }
     slot_is_scored_ = next.k != nullptr;
   }
@@ -496,7 +546,10 @@ class PrefillTask {
         if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap));
         const __m512i distance = _mm512_sub_epi32(_mm512_set1_epi32(token + t), position);
         x = _mm512_fmadd_ps(slope, _mm512_cvtepi32_ps(distance), x);
-        if (has_mask) x = _mm512_add_ps(x, _mm512_castsi512_ps(mask[t]));
+        if (has_mask) {  // a hidden key's score may be NaN
+          const __m512 bias = _mm512_castsi512_ps(mask[t]), hidden = _mm512_set1_ps(kMaskedLogit);
+          x = _mm512_mask_mov_ps(_mm512_add_ps(x, bias), _mm512_cmp_ps_mask(bias, hidden, _CMP_EQ_OQ), hidden);
+        }
         _mm512_store_ps(scores + t * 16, _mm512_mul_ps(x, _mm512_set1_ps(kLog2E)));
       }
     }
@@ -566,12 +619,19 @@ class PrefillTask {
   const PrefillScratch scratch_;
   const int k_tiles_, d_tiles_, terms_;
   const float scale_;
-  const bool is_plain_;  // neither soft cap nor ALiBi nor mask
+  const int ahead_lines_;  // a token tile
+  const bool is_plain_;    // neither soft cap nor ALiBi nor mask
   const float hidden_score_;
   std::int64_t chunk_ = 0;  // first token of the chunk at hand
   int num_blocks_ = 0;
-  Prefetcher ahead_;             // of the next chunk
-  int ahead_lines_ = 0;          // a token tile
+  Prefetcher ahead_;  // of the next chunk
+  /// A token of the chunk whose V is not finite, and that row.
+  struct Exception {
+    std::int32_t token;
+    const std::byte* v;
+  };
+  int num_exceptions_ = 0;
+  Exception exceptions_[kChunk];
   int slot_ = 0;                 // score slot in turn
   bool slot_is_scored_ = false;  // it holds the scores of the next tile
 };

@@ -105,6 +105,17 @@ class Prefetcher {
 
   PAGEDKV_AMX_INLINE int num_lines() const noexcept { return num_lines_; }
 
+  /// Hands out `count` lines that follow each other (some perhaps behind the end of their run); null if none is left.
+  PAGEDKV_AMX_INLINE const std::byte* take(int count) noexcept {
+    if (line_ >= end_) {
+      if (next_run_ == num_runs_) return nullptr;
+      line_ = runs_[next_run_].begin, end_ = runs_[next_run_++].end;
+    }
+    const std::byte* const first = line_;
+    line_ += count * 64;
+    return first;
+  }
+
   PAGEDKV_AMX_INLINE void emit(int count) noexcept {
     for (; count > 0; --count) {
       if (line_ >= end_) {
