@@ -8,6 +8,7 @@
 #include "app/batch_report.h"
 #include "app/loaded_model.h"
 #include "engine/engine.h"
+#include "tokenizer/utf8.h"
 
 namespace {
 
@@ -88,16 +89,17 @@ void print_outputs(const Options& options, const Tokenizer& tokenizer, const Pro
   }
 }
 
-// The output alone: what the text has beyond the prompt's own.
+// The output alone: what the text has beyond the prompt's own; bytes that are no character become U+FFFD.
 std::string output_text(const Tokenizer& tokenizer, const std::vector<Token>& prompt,
                         const std::vector<Token>& output) {
+  Utf8Stream characters;
   std::string text;
   std::optional<Token> previous = prompt.back();
   for (const Token token : output) {
-    text += tokenizer.piece(previous, token);
+    text += characters.push(tokenizer.piece(previous, token));
     previous = token;
   }
-  return text;
+  return text + characters.finish();
 }
 
 void generate(const Options& options) {
@@ -174,9 +176,9 @@ int main(int argc, char** argv) {
   app.add_option("--pool-pages", options.pool_pages, "pages of the pool (default: room for all prompts at once)");
   app.add_option("--token-budget", options.scheduler.token_budget, "new tokens a step, at most")
       ->check(CLI::Range(1U, 1U << 20));
-  app.add_flag("--table", options.table, "print a table of the batch instead of its texts");
+  auto* const table = app.add_flag("--table", options.table, "print a table of the batch instead of its texts");
   app.add_option("--html", options.html_path, "write one self-contained page with plots of the pool to this file");
-  app.add_flag("--ids", options.ids, "print the generated token ids alone, a line a prompt");
+  app.add_flag("--ids", options.ids, "print the generated token ids alone, a line a prompt")->excludes(table);
   app.get_formatter()->column_width(28);
   CLI11_PARSE(app, argc, argv);
   try {
