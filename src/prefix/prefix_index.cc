@@ -162,7 +162,8 @@ PageId PrefixIndex::take_victim() noexcept {
   for (;;) {
     const PageId chosen = order_.choose();
     if (chosen == kNullPage) {
-      // Every evictable page is continued by pages in use, as windows leave them: those cannot be found any more then.
+      // Every evictable page is continued by pages in use, as windows leave them, or a sequence that has not published
+      // what its fork has: those cannot be found any more then.
       PAGEDKV_ASSERT(order_.any_parked() != kNullPage);
       drop_children_locked(order_.any_parked());
     } else if (!entry(chosen).is_leaf()) {

@@ -56,7 +56,7 @@ void commit(Control& control, std::uint64_t accepted) noexcept {
     }
   }
 
-  for (std::size_t g = 0; g < control.tables.size(); ++g) {
+  for (std::size_t g = 0; g < control.tables.size() && accepted > 0; ++g) {  // a rollback releases nothing else
     const LayerGroup& group = store.groups[g];
     if (group.window_left < 0) continue;
     slide(control, control.tables[g], static_cast<std::uint64_t>(group.window_left), group.sink_tokens);
