@@ -45,6 +45,10 @@ struct KvCacheOptions {
   std::uint64_t max_capacity_pages = 0;  ///< What `set_capacity` may raise it to; 0 = the capacity.
   std::uint64_t watermark_pages = 0;     ///< Pages that `can_admit` keeps in hand for running sequences.
   HugePages huge_pages = HugePages::kTransparent;
+  /// A page that was another tenant's (another cache_salt or extra_key) is zeroed before a sequence gets it, so that
+  /// not even a kernel that reads behind a sequence's end finds anything. Without a prefix cache salts are not looked
+  /// at, and every page is zeroed. See docs/SECURITY.md.
+  bool zero_pages_between_tenants = false;
   bool prefix_cache = true;        ///< Full pages of known tokens stay findable until they are needed.
   PrefixCacheOptions prefix = {};  ///< Eviction policy, events, clock.
   /// What every layer computes. Spans are copied; `sinks` may be [num_layers][num_q_heads], for each layer its own.

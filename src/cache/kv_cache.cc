@@ -9,6 +9,7 @@
 
 #include "cache/kv_cache_impl.h"
 #include "cache/step_impl.h"
+#include "cache/tenant_cleaner.h"
 #include "core/align.h"
 #include "sequence/control.h"
 #include "sequence/sequence_store.h"
@@ -48,6 +49,11 @@ Result<std::shared_ptr<KvCache::Impl>> KvCache::Impl::create(const KvCacheOption
   Result<SequenceStore> store = SequenceStore::create(*pool, options.page_size, config->layers().tables());
   if (!store) return store.error();
   store->impl()->copier = std::make_unique<const RowCopier>(config->layout());
+  if (options.zero_pages_between_tenants) {
+    auto cleaner = cache::TenantCleaner::create(pool->impl());
+    if (!cleaner) return cleaner.error();
+    store->impl()->cleaner = std::move(*cleaner);
+  }
   std::unique_ptr<cache::PrefixSharing> prefixes;
   if (options.prefix_cache) {
     auto made = cache::PrefixSharing::create(*store->impl(), config->layout(), options.prefix);

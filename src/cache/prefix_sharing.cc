@@ -80,7 +80,7 @@ Result<void> PrefixSharing::adopt(Control& control, std::span<const Token> token
 
   const prefix::Match match = match_all(tables, wanted, retention_of(control));
   control.num_tokens = match.num_pages * layout_.page_size;
-  control.num_tokens += copy_partial(tables, match);
+  control.num_tokens += copy_partial(control, match);
   control.cached_tokens = control.num_tokens;
   for (std::size_t t = 0; t < tables_.size(); ++t) {
     if (tables_[t].window_left < 0) continue;
@@ -151,7 +151,8 @@ std::uint64_t PrefixSharing::match_side(Tables tables, std::size_t table, std::u
 }
 
 /// Copies the first rows of pages that continue the match for some tokens, and drops these pages. Returns the tokens.
-std::uint32_t PrefixSharing::copy_partial(Tables tables, const prefix::Match& match) noexcept {
+std::uint32_t PrefixSharing::copy_partial(Control& control, const prefix::Match& match) noexcept {
+  const Tables tables(control.tables.data(), control.tables.size());
   if (match.partial == kNullPage) return 0;
   std::array<PageId, kMaxLayerGroups> from, copies;
   from.fill(kNullPage);
@@ -164,6 +165,7 @@ std::uint32_t PrefixSharing::copy_partial(Tables tables, const prefix::Match& ma
   }
   const bool copied = is_there && pool_->allocate({copies.data(), tables.size()}).has_value();
   for (std::size_t t = 0; copied && t < tables.size(); ++t) {
+    if (control.store->cleaner != nullptr) control.store->cleaner->clean(copies[t], control);
     layout_.copy_rows(pool_->page_data(copies[t]), pool_->page_data(from[t]), match.partial_tokens);
     tables[t].pages.push_back(copies[t]);  // there is room
   }

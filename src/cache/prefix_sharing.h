@@ -57,7 +57,7 @@ class PrefixSharing {
                           std::span<const RetentionRange> retention) noexcept;
   std::uint64_t match_side(Tables tables, std::size_t table, std::uint64_t num_pages,
                            std::span<const RetentionRange> retention) noexcept;
-  std::uint32_t copy_partial(Tables tables, const prefix::Match& match) noexcept;
+  std::uint32_t copy_partial(Sequence::Control& control, const prefix::Match& match) noexcept;
 
   const std::shared_ptr<PagePool::Impl> pool_;
   const std::vector<LayerGroup> tables_;

@@ -111,7 +111,10 @@ Result<KvCache> create_cache(const pagedkv_cache_options* given, std::shared_ptr
     groups.push_back({checks.span(group.layers, group.num_layers), window_left_of(group.window), group.sink_tokens});
   }
   options.layer_groups = groups;
-  if (known->reserved != 0) checks.fail({Errc::kUnsupported, "a reserved member is not 0"});
+  if (known->zero_pages_between_tenants > 1) {
+    checks.fail({Errc::kInvalidArgument, "zero_pages_between_tenants is neither 0 nor 1"});
+  }
+  options.zero_pages_between_tenants = known->zero_pages_between_tenants != 0;
   if (checks.failed()) return checks.error();
   Result<std::shared_ptr<EvictionPolicy>> policy = read_policy(*known, own);
   if (!policy) return policy.error();

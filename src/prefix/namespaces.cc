@@ -45,6 +45,7 @@ Result<std::shared_ptr<Namespace>> Namespaces::acquire(std::string_view cache_sa
     if (by_key_.size() >= forget_at_) forget_unused();
     auto name_space = std::make_shared<Namespace>();
     name_space->seed = XXH3_64bits(key.data(), key.size());
+    name_space->id = ++num_made_;
     by_key_.emplace(std::move(key), name_space);
     return name_space;
   } catch (const std::bad_alloc&) {

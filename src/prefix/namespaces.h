@@ -15,6 +15,7 @@ namespace pagedkv::prefix {
 
 /// The root of one tree of prefixes.
 struct Namespace {
+  std::uint64_t id = 0;                     ///< From 1; no other namespace of the cache ever has it.
   std::uint64_t seed = 0;                   ///< Hash of the key: where hashes of prefixes begin.
   std::int32_t children = -1;               ///< Root of the tree of first pages. Under the pool's lock.
   std::atomic<std::uint64_t> num_pages{0};  ///< Published pages. Written under the pool's lock.
@@ -34,6 +35,7 @@ class Namespaces {
 
   std::mutex mutex_;
   std::unordered_map<std::string, std::shared_ptr<Namespace>> by_key_;
+  std::uint64_t num_made_ = 0;
   std::size_t forget_at_ = 64;  // number of namespaces at which the unused are looked for
 };
 

@@ -51,6 +51,13 @@ class PageCopier {
   virtual void copy(std::byte* to, const std::byte* from, std::uint32_t num_tokens) const noexcept = 0;
 };
 
+/// Told of every page that a sequence is about to get, before anything is written to it. Called without locks.
+class PageCleaner {
+ public:
+  virtual ~PageCleaner() = default;
+  virtual void clean(PageId page, const Sequence::Control& taker) noexcept = 0;
+};
+
 /// One sequence of a reservation.
 struct ReserveItem {
   Sequence::Control* control = nullptr;

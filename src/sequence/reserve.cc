@@ -106,7 +106,11 @@ const PageId* extend(SequenceStore::Impl& store, const ReserveItem& item, const 
     table.num_before = static_cast<std::uint32_t>(table.pages.size());
     table.replaced = kNullPage;
     const std::uint64_t num_grown = pages_to_grow(store, control, table, item.num_new_tokens);
-    if (must_copy_last(store, control, table)) {
+    const bool copies = must_copy_last(store, control, table);
+    for (std::uint64_t i = 0; store.cleaner != nullptr && i < num_grown + (copies ? 1 : 0); ++i) {
+      store.cleaner->clean(fresh[i], control);
+    }
+    if (copies) {
       table.replaced = table.pages.back();
       table.pages.back() = *fresh++;
       copy_page(store, table.replaced, table.pages.back(),

@@ -23,6 +23,8 @@ struct PAGEDKV_LOCAL SequenceStore::Impl {
   const std::vector<LayerGroup> groups;  ///< At least one.
   /// Null: whole pages are copied. Set before the first sequence is opened; sequences may outlive who set it.
   std::unique_ptr<const sequence::PageCopier> copier;
+  /// Null: pages come as they are. Set before the first sequence is opened.
+  std::unique_ptr<sequence::PageCleaner> cleaner;
   std::atomic<std::uint64_t> open_sequences{0};
   std::atomic<std::uint64_t> copied_pages{0};  ///< Copies on write.
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "model/cache_machine.h"
 #include "pagedkv/reference.h"
@@ -119,10 +120,30 @@ void CacheMachine::check_rows(PageId page, std::uint32_t table, std::span<const 
   }
 }
 
+// Behind the rows that were copied to it, a page of another tenant holds nothing but zeros.
+void CacheMachine::check_zeroed(PageId page, std::uint32_t table, std::uint32_t tenant, std::size_t num_held) {
+  const std::uint32_t owner = std::exchange(owners_[static_cast<std::size_t>(to_index(page))], tenant);
+  if (on_.zeroing == 0 || (owner == tenant && on_.prefix != 0)) return;
+  if (was_appended_ && slides_) return;  // pages may have come and gone in one append
+  const std::byte* const data = pool_->page_data(page);
+  if (num_held == 0) {
+    require(std::all_of(data, data + pool_->page_bytes(), [](std::byte b) { return b == std::byte{0}; }), "zeroed");
+    return;
+  }
+  const std::size_t width = kHeadDim * size_of(static_cast<DType>(on_.dtype));
+  for (std::uint32_t layer = 0; layer < on_.layers; ++layer) {
+    for (std::size_t t = num_held; t < on_.page_size && table_of_[layer] == table; ++t) {
+      const std::byte* const row = row_at(page, layer, RowPart::kK, kKvHeads - 1, t);
+      require(std::all_of(row, row + width, [](std::byte b) { return b == std::byte{0}; }), "zeroed behind a copy");
+    }
+  }
+}
+
 // NaN behind the first `num_held` rows of a page that was taken just now: nobody may read them before they are written.
 void CacheMachine::poison_fresh(const ModelSequence& s, std::uint32_t table, std::size_t entry, std::size_t num_held) {
   const auto dtype = static_cast<DType>(on_.dtype);
   const PageId page = s.tables[table][entry];
+  check_zeroed(page, table, s.tenant, num_held);
   for (std::uint32_t layer = 0; layer < on_.layers; ++layer) {
     if (table_of_[layer] != table) continue;
     for (std::uint32_t head = 0; head < kKvHeads; ++head) {

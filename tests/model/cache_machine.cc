@@ -50,6 +50,7 @@ std::unique_ptr<KvCache> make_cache(const CacheCase& on, const ModelShape& shape
                          .capacity_pages = on.capacity,
                          .max_capacity_pages = on.max_capacity,
                          .watermark_pages = on.watermark,
+                         .zero_pages_between_tenants = on.zeroing != 0,
                          .prefix_cache = on.prefix != 0,
                          .attention = variant_of(on.variant),
                          .target = target_of(on.target)};
@@ -84,6 +85,7 @@ CacheMachine::CacheMachine(const CacheCase& on, Faults* faults)
       pool_(&cache_->pool()),
       variant_(variant_of(on.variant)),
       states_(pool_->max_capacity_pages(), PageState::kFree),
+      owners_(states_.size(), kTenants),
       capacity_(on.capacity) {
   now_ms = 0;
   for (std::uint32_t l = 0; l < on_.layers; ++l) {
@@ -336,7 +338,10 @@ void CacheMachine::append(std::uint32_t index, std::uint32_t count) {
     const std::span<const PageId> pages = s->sequence.pages(t);
     require(pages.size() == pages_of(s->rows.size()), "append adds entries");
     s->tables[t].resize(first / on_.page_size);
-    for (std::size_t i = s->tables[t].size(); i < pages.size(); ++i) s->tables[t].push_back(pages[i]);
+    for (std::size_t i = s->tables[t].size(); i < pages.size(); ++i) {
+      s->tables[t].push_back(pages[i]);
+      if (pages[i] != kNullPage) owners_[static_cast<std::size_t>(to_index(pages[i]))] = s->tenant;
+    }
   }
   slide_windows(*s);
   was_appended_ = true;
@@ -386,7 +391,7 @@ void CacheMachine::set_capacity(std::uint32_t wanted) {
 
 void CacheMachine::take(std::uint32_t count) {
   PageIds pages(1 + count % 6, kNullPage);
-  const bool fits = used_pages() + pages.size() <= capacity_ && taken_.size() < 40;
+  const bool fits = used_pages() + pages.size() <= capacity_;
   if (taken_.size() >= 40) return;
   const Result<void> taken = guarded([&] { return pool_->allocate(pages); });
   require(fits ? taken.has_value() : taken.error() == Errc::kOutOfPages, "allocate");

@@ -121,6 +121,7 @@ class CacheMachine {
   void check_rows(PageId page, std::uint32_t table, std::span<const Row> rows) const;
   void compare_attention(const ModelStep& step, std::uint32_t layer, const std::vector<float>& q,
                          const std::vector<float>& out, const std::vector<float>& lse) const;
+  void check_zeroed(PageId page, std::uint32_t table, std::uint32_t tenant, std::size_t num_held);
   void poison_fresh(const ModelSequence& sequence, std::uint32_t table, std::size_t entry, std::size_t num_held);
   void poison_freed();
   [[nodiscard]] std::byte* row_at(PageId page, std::uint32_t layer, RowPart part, std::uint32_t head,
@@ -153,6 +154,7 @@ class CacheMachine {
   std::map<PrefixKey, std::uint64_t> hashes_;
   std::vector<std::vector<Token>> prompts_;  // seen, the latest last
   std::vector<PageState> states_;            // [max_capacity] after the last operation
+  std::vector<std::uint32_t> owners_;        // [max_capacity] tenant of the last sequence that got the page
   std::uint64_t capacity_ = 0, next_event_ = 0, next_nonce_ = 0;
   bool was_cleared_ = false, was_appended_ = false;
   bool slides_ = false;  // pages in the middle of prefixes may have been released

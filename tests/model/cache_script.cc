@@ -44,7 +44,7 @@ struct Field {
   const char* name;
   std::uint32_t CacheCase::* member;
 };
-constexpr std::array<Field, 14> kFields{{{"page_size", &CacheCase::page_size},
+constexpr std::array<Field, 15> kFields{{{"page_size", &CacheCase::page_size},
                                          {"capacity", &CacheCase::capacity},
                                          {"max_capacity", &CacheCase::max_capacity},
                                          {"watermark", &CacheCase::watermark},
@@ -57,6 +57,7 @@ constexpr std::array<Field, 14> kFields{{{"page_size", &CacheCase::page_size},
                                          {"variant", &CacheCase::variant},
                                          {"policy", &CacheCase::policy},
                                          {"prefix", &CacheCase::prefix},
+                                         {"zeroing", &CacheCase::zeroing},
                                          {"colliding", &CacheCase::colliding}}};
 
 CacheCase parse_case(std::istream& words) {
@@ -208,6 +209,7 @@ CacheScript random_script(std::uint64_t seed, std::size_t num_ops) {
   on.variant = below(3) == 0 ? below(16) : 0;
   on.policy = below(3);
   on.prefix = below(8) != 0 ? 1 : 0;
+  on.zeroing = below(2);
   on.colliding = below(6) == 0 ? 1 : 0;
 
   const auto weights = op_weights();

@@ -33,6 +33,7 @@ struct CacheCase {
   std::uint32_t variant = 0;    ///< Bit 0: soft cap, 1: sinks, 2: ALiBi, 3: a scale.
   std::uint32_t policy = 0;     ///< 0 LRU, 1 ARC, 2 S3-FIFO.
   std::uint32_t prefix = 1;     ///< 0: no prefix cache.
+  std::uint32_t zeroing = 0;    ///< 1: pages are zeroed between tenants.
   std::uint32_t colliding = 0;  ///< 1: all prefixes have one hash.
 };
 

@@ -173,9 +173,9 @@ typedef struct {
   uint64_t watermark_pages;
   int32_t no_huge_pages;
   int32_t no_prefix_cache;
-  uint32_t eviction_policy; /* PAGEDKV_LRU and so on. */
-  uint32_t reserved;        /* 0. */
-  uint64_t event_capacity;  /* Events that wait for pagedkv_cache_poll_events; 0 = none. */
+  uint32_t eviction_policy;            /* PAGEDKV_LRU and so on. */
+  uint32_t zero_pages_between_tenants; /* 1: a page that was another tenant's is zeroed before it is given out. */
+  uint64_t event_capacity;             /* Events that wait for pagedkv_cache_poll_events; 0 = none. */
   pagedkv_attention_variant attention;
   const pagedkv_layer_group* layer_groups;
   size_t num_layer_groups;
