@@ -89,7 +89,7 @@ std::size_t CacheMachine::partial_tokens(std::uint32_t tenant, std::span<const T
                                          bool& is_certain) const {
   const std::size_t begin = num_pages * on_.page_size;
   const std::size_t limit = std::min<std::size_t>(tokens.size() - begin, on_.page_size - 1);
-  std::size_t best = 0, num_siblings = 0;
+  std::size_t best = 0;
   for (const auto& [page, key] : prefixes_.pages()) {
     if (key.tenant != tenant || key.table != chain_ || key.tokens.size() != begin + on_.page_size) continue;
     const auto differs =
@@ -97,10 +97,9 @@ std::size_t CacheMachine::partial_tokens(std::uint32_t tenant, std::span<const T
     const auto common = static_cast<std::size_t>(differs.first - tokens.begin());
     if (common < begin) continue;
     best = std::max(best, common - begin);
-    ++num_siblings;
   }
-  // As many are looked at; and of equally good ones the other tables may lack the pages beside the one chosen.
-  is_certain = num_siblings <= 32 && tables() == 1;
+  // Of equally good ones the other tables may lack the pages beside the one chosen.
+  is_certain = tables() == 1;
   return best;
 }
 
