@@ -282,6 +282,26 @@ TEST(Attend, RowThatSeesNothingIsZeroAndMinusInfinity) {
   }
 }
 
+TEST(Attend, RowThatSeesNothingButASinkIsZeroAndTheSinksLogit) {
+  ProblemShape shape;
+  shape.sinks = true;
+  shape.config.variant.window_left = 2;
+  shape.sequences = {{0, 2, 0}, {5, 3, 20}, {3000, 20, 4000}};
+  const Problem problem(shape);
+  const auto want = problem.reference();
+  ASSERT_TRUE(want.has_value()) << want.error().what;
+  for (const char* target : runnable_targets()) {
+    const auto got = problem.run(target);
+    ASSERT_TRUE(got.has_value()) << got.error().what;
+    for (const double value : got->out) EXPECT_EQ(value, 0.0);
+    for (std::size_t i = 0; i < got->lse.size(); ++i) {
+      const double sink = static_cast<double>(problem.config().variant.sinks[i % shape.config.num_q_heads]);
+      EXPECT_NEAR(got->lse[i], sink, 1e-5) << target << " " << i;
+      EXPECT_NEAR(want->lse[i], sink, 1e-9) << i;
+    }
+  }
+}
+
 TEST(Attend, LargeScoresNeitherOverflowNorVanish) {
   ProblemShape shape = mixed();
   shape.config.variant.sm_scale = 40;
