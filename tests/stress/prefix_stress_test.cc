@@ -16,7 +16,7 @@ namespace {
 using testing::CachedStore;
 using testing::value_of;
 
-constexpr int kNumThreads = 4;
+constexpr int kNumThreads = 8;
 
 // Values must be those of the tokens in their namespace, whoever computed them.
 void expect_values(CachedStore& cached, const Sequence& sequence, std::uint64_t name_space,
@@ -85,7 +85,7 @@ void run(PrefixCacheOptions options) {
     threads.emplace_back([&, thread] {
       std::mt19937 random(static_cast<unsigned>(thread));
       start.arrive_and_wait();
-      for (int round = 0; round < 600; ++round) {
+      for (int round = 0; round < 2000; ++round) {
         serve(cached, random);
         disturb(cached, random);
       }

@@ -14,7 +14,7 @@ namespace pagedkv {
 namespace {
 
 constexpr std::uint32_t kLayers = 2, kDim = 4, kPageSize = 4;
-constexpr int kThreads = 4, kRounds = 200;
+constexpr int kThreads = 8, kRounds = 2000;
 
 KvCacheOptions small_options(std::uint64_t capacity_pages) {
   return {.shape = {.num_layers = kLayers, .num_q_heads = 2, .num_kv_heads = 1, .head_dim = kDim, .dtype = DType::f32},

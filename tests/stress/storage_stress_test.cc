@@ -16,7 +16,7 @@
 namespace pagedkv {
 namespace {
 
-constexpr int kNumThreads = 4;
+constexpr int kNumThreads = 8;
 
 // Starts all threads at once and joins them.
 template <class Body>
@@ -77,7 +77,7 @@ TEST(SequenceStress, ForksStepsAndClosesOfManyThreadsKeepEveryValue) {
   run_threads([&](int thread) {
     std::mt19937 random(static_cast<unsigned>(thread));
     Sequence own = std::move(seeds[static_cast<std::size_t>(thread)]);
-    for (int round = 0; round < 1500; ++round) {
+    for (int round = 0; round < 2000; ++round) {
       Sequence branch = own.fork().value();
       const auto count = static_cast<std::uint32_t>(1 + random() % 9);
       const sequence::ReserveItem item{.control = branch.control(), .num_new_tokens = count, .tokens = {}};
