@@ -1,10 +1,10 @@
 // pagedkv-generate: a batch of prompts through one pool of pages, in the terminal.
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 
+#include "app/arguments.h"
 #include "app/batch_report.h"
 #include "app/loaded_model.h"
 #include "engine/engine.h"
@@ -180,7 +180,7 @@ int main(int argc, char** argv) {
   app.add_option("--html", options.html_path, "write one self-contained page with plots of the pool to this file");
   app.add_flag("--ids", options.ids, "print the generated token ids alone, a line a prompt")->excludes(table);
   app.get_formatter()->column_width(28);
-  CLI11_PARSE(app, argc, argv);
+  if (const auto code = serving::read_arguments(app, argc, argv)) return *code;
   try {
     generate(options);
   } catch (const std::exception& error) {

@@ -4,10 +4,10 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-#include <CLI/CLI.hpp>
 #include <array>
 #include <span>
 
+#include "app/arguments.h"
 #include "app/loaded_model.h"
 #include "engine/engine.h"
 #include "http/http_server.h"
@@ -198,11 +198,7 @@ Options parse(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--drain-seconds", o.drain_seconds, "for requests to finish after SIGTERM")->capture_default_str();
   app.get_formatter()->column_width(32);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    std::exit(app.exit(error));
-  }
+  if (const auto code = read_arguments(app, argc, argv)) std::exit(*code);
   o.paths.weights = parse_weight_type(o.weights);
   o.http.read_timeout_seconds = o.http.write_timeout_seconds = o.timeout_seconds;
   return o;

@@ -2,7 +2,6 @@
 #include <fmt/core.h>
 #include <sys/resource.h>
 
-#include <CLI/CLI.hpp>
 #include <atomic>
 #include <cmath>
 #include <fstream>
@@ -10,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "app/arguments.h"
 #include "load/stream_client.h"
 #include "load/trace.h"
 
@@ -269,7 +269,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--json", o.json_path, "write the report there too");
   app.get_formatter()->column_width(28);
-  CLI11_PARSE(app, argc, argv);
+  if (const auto code = serving::read_arguments(app, argc, argv)) return *code;
   try {
     return run(o);
   } catch (const std::exception& error) {
