@@ -66,7 +66,7 @@ struct PrefillScratch {
   PrefillScratch(const AttendParams& params, std::byte* base) noexcept : bytes(0) {
     const auto num_blocks = static_cast<std::size_t>(blocks_a_pass(params));
     const auto k_tiles = static_cast<std::size_t>(round_tiles(params.head_dim, 32));
-    const auto d_tiles = static_cast<std::size_t>(2 * round_tiles(params.v_head_dim, 32));
+    const auto d_tiles = 2 * static_cast<std::size_t>(round_tiles(params.v_head_dim, 32));
     const auto terms = static_cast<std::size_t>(query_terms(params.q_dtype));
     queries = take(base, num_blocks * kColumnTiles * terms * k_tiles * kTileBytes);
     sums = reinterpret_cast<float*>(take(base, num_blocks * d_tiles * kSlotFloats * 4));
@@ -101,7 +101,7 @@ class PrefillTask {
         is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
         hidden_score_(is_plain_ ? std::max(kMaskedLogit / scale_, -1e38f) : kMaskedLogit) {
-    std::memset(scratch_.zero_row, 0, static_cast<std::size_t>(std::max(k_tiles_, d_tiles_ / 2) * kTileRowBytes));
+    std::memset(scratch_.zero_row, 0, static_cast<std::size_t>(std::max(k_tiles_, d_tiles_ / 2)) * kTileRowBytes);
   }
 
   void run() noexcept {
