@@ -1,0 +1,85 @@
+// What a task of AMX prefill keeps in its scratch: packed queries, keys and values, scores, weights, and its column
+// blocks.
+#pragma once
+
+#include "kernels/x86_amx_rows.h"
+#include "kernels/x86_amx_score.h"
+
+#if defined(__x86_64__)
+PAGEDKV_AMX_BEGIN
+namespace pagedkv::kernels::amx {
+namespace {
+
+constexpr int kChunk = 512;  // tokens packed at a time: K and V 256 KiB at head_dim 128
+constexpr int kBlock = 256;  // tokens between scores and sums: weights 32 KiB, in L1
+constexpr int kBlockTiles = kBlock / kTileRows;
+constexpr int kGroupTokens = 32;                // depth of a V tile
+constexpr std::size_t kBlockBudget = 3u << 19;  // bytes of queries and sums that should stay in L2
+constexpr int kMaxBlocks = 32;
+constexpr auto kInfinity = static_cast<std::int16_t>(0xff00);  // bf16, shifted left by its sign
+
+[[maybe_unused]] int round_tiles(std::uint32_t dim, int multiple) noexcept {
+  return ceil_to(static_cast<int>(dim), multiple) / multiple;
+}
+
+/// Column blocks that are computed over one packing of K and V.
+int blocks_a_pass(const AttendParams& params) noexcept {
+  const std::size_t sums = static_cast<std::size_t>(round_tiles(params.v_head_dim, 16)) * kSlotFloats * 4;
+  const std::size_t queries =
+      static_cast<std::size_t>(round_tiles(params.head_dim, 32) * query_terms(params.q_dtype) * kColumnTiles) *
+      kTileBytes;
+  return static_cast<int>(std::clamp<std::size_t>(kBlockBudget / (sums + queries), 1, kMaxBlocks));
+}
+
+/// What a column block carries from chunk to chunk.
+struct alignas(64) ColumnBlock {
+  float max[kBlockColumns];  // base 2; kNoMaximum until a key was seen
+  float sum[kBlockColumns];
+  std::int32_t first[kBlockColumns], end[kBlockColumns];  // visible keys
+  std::int32_t position[kBlockColumns];
+  float slope[kBlockColumns];
+  std::int32_t min_first, max_first, min_end, max_end;
+  std::int32_t first_row, first_head;  // of column 0
+  int num_columns;
+  bool has_sums;  // else the sums hold garbage and stand for zeros
+};
+
+/// Pieces of scratch, 64-byte aligned. B: blocks_a_pass.
+struct PrefillScratch {
+  std::byte* queries;   // [B][4][terms][k tiles] tiles of [16 pairs][16 columns][2] bf16
+  float* sums;          // [B][d tiles][4][16 dims][16 columns]
+  ColumnBlock* blocks;  // [B]
+  std::byte* k;         // [chunk / 16][k tiles][16 tokens][32] bf16
+  std::byte* values;    // [chunk / 128][d tiles][4][16 dims][32 tokens] bf16
+  float* scores;        // [2 slots][4][16 tokens][16 columns]
+  std::byte* weights;   // [block / 32][4][16 pairs][16 columns][2] bf16
+  std::byte* zero_row;  // for tokens that the task does not have
+  std::size_t bytes;
+
+  PrefillScratch(const AttendParams& params, std::byte* base) noexcept : bytes(0) {
+    const auto num_blocks = static_cast<std::size_t>(blocks_a_pass(params));
+    const auto k_tiles = static_cast<std::size_t>(round_tiles(params.head_dim, 32));
+    const auto d_tiles = 2 * static_cast<std::size_t>(round_tiles(params.v_head_dim, 32));
+    const auto terms = static_cast<std::size_t>(query_terms(params.q_dtype));
+    queries = take(base, num_blocks * kColumnTiles * terms * k_tiles * kTileBytes);
+    sums = reinterpret_cast<float*>(take(base, num_blocks * d_tiles * kSlotFloats * 4));
+    blocks = reinterpret_cast<ColumnBlock*>(take(base, num_blocks * sizeof(ColumnBlock)));
+    k = take(base, kChunk / kTileRows * k_tiles * kTileBytes);
+    values = take(base, kChunk / kGroupTokens * d_tiles * kTileBytes);
+    scores = reinterpret_cast<float*>(take(base, 2 * kSlotFloats * 4));
+    weights = take(base, kBlock / kGroupTokens * kWeightBytes);
+    zero_row = take(base, std::max(k_tiles, d_tiles / 2) * kTileRowBytes);
+  }
+
+ private:
+  std::byte* take(std::byte* base, std::size_t count) noexcept {
+    std::byte* piece = base == nullptr ? nullptr : base + bytes;
+    bytes += (count + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+}  // namespace
+}  // namespace pagedkv::kernels::amx
+PAGEDKV_AMX_END
+#endif  // __x86_64__
