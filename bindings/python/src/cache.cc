@@ -69,6 +69,7 @@ void make_cache(PyCache* self, const nb::kwargs& given) {
   options.watermark_pages = arguments.take("watermark_pages", options.watermark_pages);
   options.huge_pages = arguments.take("huge_pages", true) ? HugePages::kTransparent : HugePages::kNever;
   options.prefix_cache = arguments.take("prefix_cache", options.prefix_cache);
+  options.zero_pages_between_tenants = arguments.take("zero_pages_between_tenants", options.zero_pages_between_tenants);
   options.prefix.event_capacity = arguments.take("event_capacity", options.prefix.event_capacity);
   const nb::object policy = arguments.take_any("eviction_policy");
   if (!policy.is_none()) options.prefix.policy = policy_of(policy);
@@ -97,7 +98,7 @@ constexpr const char* kMakeCacheSignature =
     "window_left: int = -1, sink_tokens: int = 0, logits_soft_cap: float = 0.0, sinks: object = None, alibi_slopes: "
     "object = None, "
     "layer_groups: collections.abc.Sequence[tuple[collections.abc.Sequence[int], int, int]] = (), "
-    "layers_per_page: int = 0, target: str = '') -> None";
+    "layers_per_page: int = 0, zero_pages_between_tenants: bool = False, target: str = '') -> None";
 
 std::unique_ptr<PySequence> open_sequence(PyCache& c, nb::handle tokens, const std::string& cache_salt,
                                           const std::string& extra_key, const std::vector<RetentionRange>& retention) {

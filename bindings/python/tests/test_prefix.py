@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 import pagedkv
 
@@ -154,6 +155,19 @@ def test_tenants_do_not_share(small):
     assert visit(cache, 100, 5, cache_salt="b") == 0
     with pytest.raises(pagedkv.InvalidArgument):
         cache.open(cache_salt="x" * 5000)
+
+
+@pytest.mark.parametrize("zeroes", [False, True])
+def test_pages_may_be_zeroed_when_they_change_tenants(small, zeroes):
+    cache = small(capacity_pages=1, zero_pages_between_tenants=zeroes)
+    ones = np.ones((1, cache.num_kv_heads, cache.head_dim), np.float32)
+    with cache.open(cache_salt="a") as first, cache.begin_step([(first, 1)]) as step:
+        step.write(0, ones, ones)
+        step.commit()
+    page = torch.from_dlpack(cache.view_k(0))[0]  # [num_kv_heads, page_size, head_dim]
+    assert page[:, 0].all()
+    with cache.open(cache_salt="b") as second, cache.begin_step([(second, 1)]):
+        assert bool(page.any()) != zeroes
 
 
 def test_events_tell_what_can_be_found(small):
