@@ -32,6 +32,19 @@ Result<void> read_open(const pagedkv_open_options* given, OpenArguments& argumen
   return checks.error();
 }
 
+/// use(object, ids, options) with the tokens and options that opening and pinning take.
+template <class Use>
+pagedkv_status with_open_arguments(pagedkv_cache cache, const int32_t* tokens, size_t num_tokens,
+                                   const pagedkv_open_options* options, const Use& use) {
+  return with<CacheTable>(cache, [&](KvCache& object) -> Result<void> {
+    const Result<std::span<const Token>> ids = span_of(tokens, num_tokens);
+    if (!ids) return ids.error();
+    OpenArguments arguments;
+    if (Result<void> read = read_open(options, arguments); !read) return read;
+    return use(object, *ids, arguments.options);
+  });
+}
+
 /// Items of a step whose sequences are in this call until they go out of scope. Throws std::bad_alloc.
 struct StepArguments {
   std::vector<SequenceTable::Use> uses;
@@ -124,8 +137,6 @@ Result<KvCache> create_cache(const pagedkv_cache_options* given, std::shared_ptr
   return Error{Errc::kOutOfMemory, "no memory for the options of the cache"};
 }
 
-constexpr Error kNoMemory{Errc::kOutOfMemory, "no memory for the arguments of the call"};
-
 }  // namespace
 
 pagedkv_status pagedkv_cache_create(const pagedkv_cache_options* options, pagedkv_cache* cache) {
@@ -141,45 +152,34 @@ pagedkv_status pagedkv_cache_close(pagedkv_cache cache) { return capi::close<Cac
 pagedkv_status pagedkv_cache_open(pagedkv_cache cache, const int32_t* tokens, size_t num_tokens,
                                   const pagedkv_open_options* options, pagedkv_sequence* sequence) {
   if (sequence == nullptr) return report(kNullArgument);
-  return with<CacheTable>(cache, [&](KvCache& object) -> Result<void> {
-    try {
-      const Result<std::span<const Token>> ids = span_of(tokens, num_tokens);
-      if (!ids) return ids.error();
-      OpenArguments arguments;
-      if (Result<void> read = read_open(options, arguments); !read) return read;
-      Result<Sequence> opened = object.open(*ids, arguments.options);
-      if (!opened) return opened.error();
-      const Result<std::uint64_t> handle = table<SequenceTable>().insert(std::move(*opened));
-      if (!handle) return handle.error();
-      *sequence = *handle;
-      return {};
-    } catch (const std::bad_alloc&) {
-      return kNoMemory;
-    }
-  });
+  const auto open = [&](KvCache& object, std::span<const Token> ids, const OpenOptions& how) -> Result<void> {
+    Result<Sequence> opened = object.open(ids, how);
+    if (!opened) return opened.error();
+    const Result<std::uint64_t> handle = table<SequenceTable>().insert(std::move(*opened));
+    if (!handle) return handle.error();
+    *sequence = *handle;
+    return {};
+  };
+  return with_open_arguments(cache, tokens, num_tokens, options, open);
 }
 
 pagedkv_status pagedkv_cache_begin_step(pagedkv_cache cache, const pagedkv_step_item* items, size_t num_items,
                                         pagedkv_step* step) {
   if (step == nullptr) return report(kNullArgument);
   return with<CacheTable>(cache, [&](KvCache& object) -> Result<void> {
-    try {
-      StepArguments arguments;
-      if (Result<void> read = read_items(items, num_items, arguments); !read) return read;
-      HeldStep held;
-      held.sequences.reserve(num_items);
-      held.in_use.reserve(num_items);
-      for (size_t i = 0; i < num_items; ++i) held.sequences.push_back(items[i].sequence);
-      Result<Step> begun = object.begin_step(arguments.items);
-      if (!begun) return begun.error();
-      held.step = std::move(*begun);
-      const Result<std::uint64_t> handle = table<StepTable>().insert(std::move(held));
-      if (!handle) return handle.error();
-      *step = *handle;
-      return {};
-    } catch (const std::bad_alloc&) {
-      return kNoMemory;
-    }
+    StepArguments arguments;
+    if (Result<void> read = read_items(items, num_items, arguments); !read) return read;
+    HeldStep held;
+    held.sequences.reserve(num_items);
+    held.in_use.reserve(num_items);
+    for (size_t i = 0; i < num_items; ++i) held.sequences.push_back(items[i].sequence);
+    Result<Step> begun = object.begin_step(arguments.items);
+    if (!begun) return begun.error();
+    held.step = std::move(*begun);
+    const Result<std::uint64_t> handle = table<StepTable>().insert(std::move(held));
+    if (!handle) return handle.error();
+    *step = *handle;
+    return {};
   });
 }
 
@@ -197,16 +197,12 @@ pagedkv_status pagedkv_cache_pages_needed(pagedkv_cache cache, const pagedkv_ste
                                           uint64_t* pages) {
   if (pages == nullptr) return report(kNullArgument);
   return with<CacheTable>(cache, [&](KvCache& object) -> Result<void> {
-    try {
-      StepArguments arguments;
-      if (Result<void> read = read_items(items, num_items, arguments); !read) return read;
-      const Result<std::uint64_t> needed = object.pages_needed(arguments.items);
-      if (!needed) return needed.error();
-      *pages = *needed;
-      return {};
-    } catch (const std::bad_alloc&) {
-      return kNoMemory;
-    }
+    StepArguments arguments;
+    if (Result<void> read = read_items(items, num_items, arguments); !read) return read;
+    const Result<std::uint64_t> needed = object.pages_needed(arguments.items);
+    if (!needed) return needed.error();
+    *pages = *needed;
+    return {};
   });
 }
 
@@ -326,20 +322,13 @@ pagedkv_status pagedkv_cache_set_capacity(pagedkv_cache cache, uint64_t num_page
 pagedkv_status pagedkv_cache_pin(pagedkv_cache cache, const int32_t* tokens, size_t num_tokens,
                                  const pagedkv_open_options* options, uint64_t* pin) {
   if (pin == nullptr) return report(kNullArgument);
-  return with<CacheTable>(cache, [&](KvCache& object) -> Result<void> {
-    try {
-      const Result<std::span<const Token>> ids = span_of(tokens, num_tokens);
-      if (!ids) return ids.error();
-      OpenArguments arguments;
-      if (Result<void> read = read_open(options, arguments); !read) return read;
-      const Result<PinId> pinned = object.pin(*ids, arguments.options);
-      if (!pinned) return pinned.error();
-      *pin = static_cast<std::uint64_t>(*pinned);
-      return {};
-    } catch (const std::bad_alloc&) {
-      return kNoMemory;
-    }
-  });
+  const auto take = [&](KvCache& object, std::span<const Token> ids, const OpenOptions& how) -> Result<void> {
+    const Result<PinId> pinned = object.pin(ids, how);
+    if (!pinned) return pinned.error();
+    *pin = static_cast<std::uint64_t>(*pinned);
+    return {};
+  };
+  return with_open_arguments(cache, tokens, num_tokens, options, take);
 }
 
 pagedkv_status pagedkv_cache_unpin(pagedkv_cache cache, uint64_t pin) {

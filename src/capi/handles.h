@@ -70,13 +70,19 @@ inline pagedkv_status report(const Result<void>& result) noexcept {
 }
 
 inline constexpr Error kNullArgument{Errc::kInvalidArgument, "a required pointer is NULL"};
+inline constexpr Error kNoMemory{Errc::kOutOfMemory, "no memory for the arguments of the call"};
 
-/// Calls `function` with the object of a handle. It returns a Result<void>.
+/// Calls `function` with the object of a handle. It returns a Result<void>, and may throw std::bad_alloc while it
+/// copies arguments.
 template <class Table, class Function>
 pagedkv_status with(std::uint64_t handle, Function&& function) noexcept {
   auto use = table<Table>().use(handle);
   if (!use) return report(use.error());
-  return report(function(**use));
+  try {
+    return report(function(**use));
+  } catch (const std::bad_alloc&) {
+    return report(kNoMemory);
+  }
 }
 
 /// Writes one number that `function` gets from the object of a handle.

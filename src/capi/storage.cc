@@ -1,6 +1,5 @@
 // The C functions of PagePool and SequenceStore.
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "capi/convert.h"
@@ -17,8 +16,6 @@ std::vector<PageId> ids_of(std::span<const std::int32_t> pages) {
   std::transform(pages.begin(), pages.end(), ids.begin(), [](std::int32_t page) { return PageId{page}; });
   return ids;
 }
-
-constexpr Error kNoMemory{Errc::kOutOfMemory, "no memory for the arguments of the call"};
 
 }  // namespace
 
@@ -41,41 +38,29 @@ pagedkv_status pagedkv_pool_close(pagedkv_pool pool) { return capi::close<PoolTa
 
 pagedkv_status pagedkv_pool_allocate(pagedkv_pool pool, int32_t* pages, size_t num_pages) {
   return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
-    try {
-      const Result<std::span<std::int32_t>> out = span_of(pages, num_pages);
-      if (!out) return out.error();
-      if (num_pages > object.capacity_pages()) {
-        return Error{Errc::kOutOfPages, "more pages were asked for than the pool has"};
-      }
-      std::vector<PageId> ids(num_pages);
-      if (Result<void> done = object.allocate(ids); !done) return done;
-      std::transform(ids.begin(), ids.end(), out->begin(), [](PageId id) { return to_index(id); });
-      return {};
-    } catch (const std::bad_alloc&) {
-      return kNoMemory;
+    const Result<std::span<std::int32_t>> out = span_of(pages, num_pages);
+    if (!out) return out.error();
+    if (num_pages > object.capacity_pages()) {
+      return Error{Errc::kOutOfPages, "more pages were asked for than the pool has"};
     }
+    std::vector<PageId> ids(num_pages);
+    if (Result<void> done = object.allocate(ids); !done) return done;
+    std::transform(ids.begin(), ids.end(), out->begin(), [](PageId id) { return to_index(id); });
+    return {};
   });
 }
 
 pagedkv_status pagedkv_pool_retain(pagedkv_pool pool, const int32_t* pages, size_t num_pages) {
   return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
-    try {
-      const Result<std::span<const std::int32_t>> given = span_of(pages, num_pages);
-      return given ? object.retain(ids_of(*given)) : given.error();
-    } catch (const std::bad_alloc&) {
-      return kNoMemory;
-    }
+    const Result<std::span<const std::int32_t>> given = span_of(pages, num_pages);
+    return given ? object.retain(ids_of(*given)) : given.error();
   });
 }
 
 pagedkv_status pagedkv_pool_release(pagedkv_pool pool, const int32_t* pages, size_t num_pages) {
   return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
-    try {
-      const Result<std::span<const std::int32_t>> given = span_of(pages, num_pages);
-      return given ? object.release(ids_of(*given)) : given.error();
-    } catch (const std::bad_alloc&) {
-      return kNoMemory;
-    }
+    const Result<std::span<const std::int32_t>> given = span_of(pages, num_pages);
+    return given ? object.release(ids_of(*given)) : given.error();
   });
 }
 
@@ -134,23 +119,19 @@ pagedkv_status pagedkv_store_create(pagedkv_pool pool, uint32_t page_size, const
                                     size_t num_groups, pagedkv_store* store) {
   if (store == nullptr) return report(kNullArgument);
   return with<PoolTable>(pool, [&](PagePool& object) -> Result<void> {
-    try {
-      const Result<std::span<const pagedkv_store_group>> given = span_of(groups, num_groups);
-      if (!given) return given.error();
-      if (num_groups > kMaxLayerGroups) return Error{Errc::kInvalidArgument, "more than 64 layer groups"};
-      std::vector<LayerGroup> layers;
-      for (const pagedkv_store_group& group : *given) {
-        layers.push_back({.window_left = window_left_of(group.window), .sink_tokens = group.sink_tokens});
-      }
-      Result<SequenceStore> made = SequenceStore::create(object, page_size, layers);
-      if (!made) return made.error();
-      const Result<std::uint64_t> handle = table<StoreTable>().insert(std::move(*made));
-      if (!handle) return handle.error();
-      *store = *handle;
-      return {};
-    } catch (const std::bad_alloc&) {
-      return kNoMemory;
+    const Result<std::span<const pagedkv_store_group>> given = span_of(groups, num_groups);
+    if (!given) return given.error();
+    if (num_groups > kMaxLayerGroups) return Error{Errc::kInvalidArgument, "more than 64 layer groups"};
+    std::vector<LayerGroup> layers;
+    for (const pagedkv_store_group& group : *given) {
+      layers.push_back({.window_left = window_left_of(group.window), .sink_tokens = group.sink_tokens});
     }
+    Result<SequenceStore> made = SequenceStore::create(object, page_size, layers);
+    if (!made) return made.error();
+    const Result<std::uint64_t> handle = table<StoreTable>().insert(std::move(*made));
+    if (!handle) return handle.error();
+    *store = *handle;
+    return {};
   });
 }
 

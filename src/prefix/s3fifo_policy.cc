@@ -10,6 +10,7 @@
 #include "pagedkv/prefix_cache.h"
 #include "prefix/ghost_table.h"
 #include "prefix/page_queue.h"
+#include "prefix/policy_memory.h"
 
 namespace pagedkv {
 
@@ -18,15 +19,7 @@ namespace {
 class S3FifoPolicy final : public EvictionPolicy {
  public:
   Result<void> attach(std::uint64_t num_pages) noexcept override {
-    auto links = memory::PageArray<prefix::PageLink>::create(memory::system_memory(), num_pages);
-    if (!links) return links.error();
-    auto facts = memory::PageArray<Facts>::create(memory::system_memory(), num_pages);
-    if (!facts) return facts.error();
-    Result<void> attached = ghosts_.attach(num_pages);
-    if (!attached) return attached;
-    links_ = std::move(*links);
-    facts_ = std::move(*facts);
-    return {};
+    return prefix::make_policy_memory(num_pages, links_, facts_, ghosts_);
   }
 
   void on_published(const PublishedPage& page) noexcept override {

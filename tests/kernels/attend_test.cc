@@ -5,29 +5,10 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "kernels/expect_oracle.h"
 
 namespace pagedkv::testing {
 namespace {
-
-constexpr DType kFormats[] = {DType::f32, DType::f16, DType::bf16};
-
-// Runs a problem on all targets and formats and compares each with the oracle.
-void expect_oracle(const ProblemShape& base) {
-  for (const DType format : kFormats) {
-    ProblemShape shape = base;
-    shape.config.kv_dtype = format;
-    const Problem problem(shape);
-    const auto want = problem.reference();
-    ASSERT_TRUE(want.has_value()) << want.error().what;
-    for (const char* target : runnable_targets()) {
-      SCOPED_TRACE(std::string(target) + " " + to_string(format));
-      const auto got = problem.run(target);
-      ASSERT_TRUE(got.has_value()) << got.error().what;
-      EXPECT_EQ(problem.difference(*got, *want, arithmetic_of(target, format)), "");
-    }
-  }
-}
 
 ProblemShape mixed() {
   ProblemShape shape;

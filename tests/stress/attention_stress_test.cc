@@ -8,31 +8,20 @@
 
 #include <array>
 #include <atomic>
-#include <barrier>
 #include <numeric>
 #include <thread>
 #include <vector>
 
 #include "pagedkv/attention.h"
 #include "pagedkv/kv_cache.h"
+#include "support/threads.h"
 
 namespace pagedkv {
 namespace {
 
-constexpr int kNumThreads = 8, kNumRounds = 2000;
+using testing::run_threads;
 
-template <class Body>
-void run_threads(const Body& body) {
-  std::barrier start(kNumThreads);
-  std::vector<std::thread> threads;
-  for (int i = 0; i < kNumThreads; ++i) {
-    threads.emplace_back([&, i] {
-      start.arrive_and_wait();
-      body(i);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
+constexpr int kNumRounds = 2000;
 
 // A batch of one sequence whose length differs between threads, over pages that all threads read.
 struct Problem {

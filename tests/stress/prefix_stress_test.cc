@@ -2,21 +2,19 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <barrier>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "support/cached_store.h"
+#include "support/threads.h"
 
 namespace pagedkv {
 namespace {
 
 using testing::CachedStore;
+using testing::run_threads;
 using testing::value_of;
-
-constexpr int kNumThreads = 8;
 
 // Values must be those of the tokens in their namespace, whoever computed them.
 void expect_values(CachedStore& cached, const Sequence& sequence, std::uint64_t name_space,
@@ -79,19 +77,13 @@ void disturb(CachedStore& cached, std::mt19937& random) {
 void run(PrefixCacheOptions options) {
   options.event_capacity = 256;
   CachedStore cached(200, 4, options);
-  std::barrier start(kNumThreads);
-  std::vector<std::thread> threads;
-  for (int thread = 0; thread < kNumThreads; ++thread) {
-    threads.emplace_back([&, thread] {
-      std::mt19937 random(static_cast<unsigned>(thread));
-      start.arrive_and_wait();
-      for (int round = 0; round < 2000; ++round) {
-        serve(cached, random);
-        disturb(cached, random);
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
+  run_threads([&](int thread) {
+    std::mt19937 random(static_cast<unsigned>(thread));
+    for (int round = 0; round < 2000; ++round) {
+      serve(cached, random);
+      disturb(cached, random);
+    }
+  });
   ASSERT_TRUE(cached.pool().set_capacity(200));
   const PoolStats stats = cached.pool().stats();
   EXPECT_EQ(stats.used_pages, 0U);

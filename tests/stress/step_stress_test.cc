@@ -5,16 +5,20 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "pagedkv/kv_cache.h"
+#include "support/threads.h"
 
 namespace pagedkv {
 namespace {
 
+using testing::kNumThreads;
+using testing::run_threads;
+using testing::start_threads;
+
 constexpr std::uint32_t kLayers = 2, kDim = 4, kPageSize = 4;
-constexpr int kThreads = 8, kRounds = 2000;
+constexpr int kRounds = 2000;
 
 KvCacheOptions small_options(std::uint64_t capacity_pages) {
   return {.shape = {.num_layers = kLayers, .num_q_heads = 2, .num_kv_heads = 1, .head_dim = kDim, .dtype = DType::f32},
@@ -64,10 +68,7 @@ TEST(StepStress, DisjointSequencesStepFromManyThreads) {
   KvCache cache = small_cache(60);
   std::atomic<int> refusals{0};
   {
-    std::vector<std::jthread> threads;
-    for (int t = 0; t < kThreads; ++t) {
-      threads.emplace_back([&cache, &refusals, t] { serve(cache, static_cast<float>(t + 1), refusals); });
-    }
+    const auto threads = start_threads([&](int t) { serve(cache, static_cast<float>(t + 1), refusals); });
     for (int i = 0; i < 200; ++i) {  // what a monitor asks meanwhile
       const CacheStats stats = cache.stats();
       ASSERT_EQ(stats.pool.used_pages + stats.pool.evictable_pages + stats.pool.free_pages, stats.pool.capacity_pages);
@@ -93,20 +94,18 @@ TEST(StepStress, ForksOfOneSequenceStepAtOnce) {
       write_and_attend(step, 1);
       ASSERT_TRUE(step.commit());
     }
-    std::array<Sequence, kThreads> branches;
+    std::array<Sequence, kNumThreads> branches;
     for (Sequence& branch : branches) branch = trunk.fork().value();
     ASSERT_TRUE(trunk.close());
-    std::vector<std::jthread> threads;
-    for (Sequence& branch : branches) {
-      threads.emplace_back([&cache, &branch] {
-        for (int i = 0; i < 3; ++i) {
-          Step step = cache.begin_step({{&branch, 1}}).value();
-          write_and_attend(step, 1);
-          ASSERT_TRUE(step.commit());
-        }
-        ASSERT_TRUE(branch.close());
-      });
-    }
+    run_threads([&](int thread) {
+      Sequence& branch = branches[static_cast<std::size_t>(thread)];
+      for (int i = 0; i < 3; ++i) {
+        Step step = cache.begin_step({{&branch, 1}}).value();
+        write_and_attend(step, 1);
+        ASSERT_TRUE(step.commit());
+      }
+      ASSERT_TRUE(branch.close());
+    });
   }
   EXPECT_EQ(cache.stats().pool.used_pages, 0u);
 }
@@ -139,8 +138,7 @@ void serve_tenants(KvCacheOptions options) {
   options.prefix.event_capacity = 64;
   KvCache cache = KvCache::create(options).value();
   {
-    std::vector<std::jthread> threads;
-    for (int t = 0; t < kThreads; ++t) threads.emplace_back([&cache, t] { serve_tenant(cache, t); });
+    const auto threads = start_threads([&](int thread) { serve_tenant(cache, thread); });
     const auto ignore = [](void*, const CacheEvent&) noexcept {};
     for (int i = 0; i < 300; ++i) {
       ASSERT_TRUE(cache.trim());

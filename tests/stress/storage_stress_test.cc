@@ -2,35 +2,21 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <barrier>
 #include <cstring>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "pagedkv/page_pool.h"
 #include "pagedkv/sequence.h"
 #include "sequence/control.h"
 #include "sequence/sequence_store.h"
+#include "support/threads.h"
 
 namespace pagedkv {
 namespace {
 
-constexpr int kNumThreads = 8;
-
-// Starts all threads at once and joins them.
-template <class Body>
-void run_threads(const Body& body) {
-  std::barrier start(kNumThreads);
-  std::vector<std::thread> threads;
-  for (int i = 0; i < kNumThreads; ++i) {
-    threads.emplace_back([&, i] {
-      start.arrive_and_wait();
-      body(i);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
+using testing::kNumThreads;
+using testing::run_threads;
 
 TEST(PoolStress, NoPageIsHandedOutTwiceAndAllComeBack) {
   PagePool pool = PagePool::create({.page_bytes = 4096, .capacity_pages = 96, .huge_pages = HugePages::kNever}).value();
