@@ -41,6 +41,26 @@ struct DenseCache::Impl {
     std::uint64_t seq_len = 0;
   };
 
+  /// What a layer grows by during a call; given back unless the call comes to its end.
+  class Growth {
+   public:
+    Growth(Impl& cache, Layer& layer) noexcept : cache_(&cache), layer_(layer), num_pages_before_(layer.num_pages) {}
+    Growth(const Growth&) = delete;
+    Growth& operator=(const Growth&) = delete;
+    ~Growth() {
+      if (cache_ != nullptr) cache_->shrink(layer_, num_pages_before_);
+    }
+    void keep(std::uint64_t new_len) noexcept {
+      layer_.seq_len += new_len;
+      cache_ = nullptr;
+    }
+
+   private:
+    Impl* cache_;
+    Layer& layer_;
+    std::uint64_t num_pages_before_;
+  };
+
   DenseCacheOptions options;
   std::string target;
   cache::PageLayout layout;
@@ -59,6 +79,7 @@ struct DenseCache::Impl {
   }
   Result<std::uint64_t> check_new(std::uint32_t layer, ConstTensor k, ConstTensor v) const noexcept;
   Result<void> grow(Layer& layer, std::uint64_t seq_len);
+  void shrink(Layer& layer, std::uint64_t num_pages) noexcept;
   Result<void> write(const Layer& layer, std::uint64_t new_len, ConstTensor k, ConstTensor v);
   Result<void> attend(const Layer& layer, std::uint64_t new_len, ConstTensor q, Tensor out);
   ConstTensor by_token(ConstTensor q, std::uint64_t new_len);
@@ -108,14 +129,7 @@ Result<void> DenseCache::Impl::assign(const DenseCacheOptions& wanted) {
 }
 
 DenseCache::Impl::~Impl() {
-  for (const Layer& layer : layers) {
-    for (std::uint64_t page = layer.num_pages; page-- > 0;) {
-      for (std::uint64_t b = 0; b < options.batch_size; ++b) {
-        const PageId id{layer.page_table[b * max_pages + page]};
-        (void)pool->release({&id, 1});
-      }
-    }
-  }
+  for (Layer& layer : layers) shrink(layer, 0);
 }
 
 // Growing and writing -------------------------------------------------------------------------------------------------
@@ -149,6 +163,16 @@ Result<void> DenseCache::Impl::grow(Layer& layer, std::uint64_t seq_len) {
   }
   layer.num_pages = num_pages;
   return {};
+}
+
+void DenseCache::Impl::shrink(Layer& layer, std::uint64_t num_pages) noexcept {
+  while (layer.num_pages > num_pages) {
+    --layer.num_pages;
+    for (std::uint64_t b = 0; b < options.batch_size; ++b) {
+      const PageId id{std::exchange(layer.page_table[b * max_pages + layer.num_pages], to_index(kNullPage))};
+      (void)pool->release({&id, 1});
+    }
+  }
 }
 
 /// Writes rows behind those held. The tensors are head-major, so that each head is written as a cache of one head.
@@ -243,9 +267,10 @@ Result<DenseKv> DenseCache::update(std::uint32_t layer, ConstTensor new_k, Const
   const Result<std::uint64_t> new_len = impl_->check_new(layer, new_k, new_v);
   if (!new_len) return new_len.error();
   Impl::Layer& grown = impl_->layers[layer];
+  Impl::Growth growth(*impl_, grown);
   if (Result<void> done = impl_->grow(grown, grown.seq_len + *new_len); !done) return done.error();
   if (Result<void> done = impl_->write(grown, *new_len, new_k, new_v); !done) return done.error();
-  grown.seq_len += *new_len;
+  growth.keep(*new_len);
   return impl_->kv_of(grown);
 } catch (const std::bad_alloc&) {
   return Error{Errc::kOutOfMemory, "no memory to append to the dense cache"};
@@ -294,10 +319,11 @@ Result<void> DenseCache::cached_attention(std::uint32_t layer, ConstTensor q, Co
     return Error{Errc::kInvalidArgument, "out is not of [batch_size, new_len, num_heads * head_dim]"};
   }
   Impl::Layer& grown = impl_->layers[layer];
+  Impl::Growth growth(*impl_, grown);
   if (Result<void> done = impl_->grow(grown, grown.seq_len + *new_len); !done) return done;
   if (Result<void> done = impl_->write(grown, *new_len, k, v); !done) return done;
   if (Result<void> done = impl_->attend(grown, *new_len, q, out); !done) return done;
-  grown.seq_len += *new_len;  // counted last: until here nothing had changed
+  growth.keep(*new_len);
   return {};
 } catch (const std::bad_alloc&) {
   return Error{Errc::kOutOfMemory, "no memory to attend over the dense cache"};

@@ -142,9 +142,9 @@ Result<KvCache> create_cache(const pagedkv_cache_options* given, std::shared_ptr
 pagedkv_status pagedkv_cache_create(const pagedkv_cache_options* options, pagedkv_cache* cache) {
   if (cache == nullptr) return report(kNullArgument);
   std::shared_ptr<CallbackPolicy> own;
-  const pagedkv_status status = give<CacheTable>(create_cache(options, own), cache);
-  if (status == PAGEDKV_OK && own != nullptr) own->take_user();
-  return status;
+  const Result<void> given = give<CacheTable>(cache, [&] { return create_cache(options, own); });
+  if (given && own != nullptr) own->take_user();
+  return report(given);
 }
 
 pagedkv_status pagedkv_cache_close(pagedkv_cache cache) { return capi::close<CacheTable>(cache); }
@@ -152,13 +152,8 @@ pagedkv_status pagedkv_cache_close(pagedkv_cache cache) { return capi::close<Cac
 pagedkv_status pagedkv_cache_open(pagedkv_cache cache, const int32_t* tokens, size_t num_tokens,
                                   const pagedkv_open_options* options, pagedkv_sequence* sequence) {
   if (sequence == nullptr) return report(kNullArgument);
-  const auto open = [&](KvCache& object, std::span<const Token> ids, const OpenOptions& how) -> Result<void> {
-    Result<Sequence> opened = object.open(ids, how);
-    if (!opened) return opened.error();
-    const Result<std::uint64_t> handle = table<SequenceTable>().insert(std::move(*opened));
-    if (!handle) return handle.error();
-    *sequence = *handle;
-    return {};
+  const auto open = [&](KvCache& object, std::span<const Token> ids, const OpenOptions& how) {
+    return give<SequenceTable>(sequence, [&] { return object.open(ids, how); });
   };
   return with_open_arguments(cache, tokens, num_tokens, options, open);
 }
@@ -173,13 +168,12 @@ pagedkv_status pagedkv_cache_begin_step(pagedkv_cache cache, const pagedkv_step_
     held.sequences.reserve(num_items);
     held.in_use.reserve(num_items);
     for (size_t i = 0; i < num_items; ++i) held.sequences.push_back(items[i].sequence);
-    Result<Step> begun = object.begin_step(arguments.items);
-    if (!begun) return begun.error();
-    held.step = std::move(*begun);
-    const Result<std::uint64_t> handle = table<StepTable>().insert(std::move(held));
-    if (!handle) return handle.error();
-    *step = *handle;
-    return {};
+    return give<StepTable>(step, [&]() -> Result<HeldStep> {
+      Result<Step> begun = object.begin_step(arguments.items);
+      if (!begun) return begun.error();
+      held.step = std::move(*begun);
+      return std::move(held);
+    });
   });
 }
 
@@ -274,11 +268,8 @@ pagedkv_status pagedkv_cache_get_info(pagedkv_cache cache, pagedkv_cache_info* i
 
 pagedkv_status pagedkv_cache_pool(pagedkv_cache cache, pagedkv_pool* pool) {
   if (pool == nullptr) return report(kNullArgument);
-  return with<CacheTable>(cache, [&](KvCache& object) -> Result<void> {
-    const Result<std::uint64_t> handle = table<PoolTable>().insert(object.pool().share());
-    if (!handle) return handle.error();
-    *pool = *handle;
-    return {};
+  return with<CacheTable>(cache, [&](KvCache& object) {
+    return give<PoolTable>(pool, [&]() -> Result<PagePool> { return object.pool().share(); });
   });
 }
 

@@ -54,7 +54,7 @@ Result<void> write_kv_of(const DenseKv& from, pagedkv_dense_kv* to) noexcept {
 
 pagedkv_status pagedkv_dense_create(const pagedkv_dense_options* options, pagedkv_dense* dense) {
   if (dense == nullptr) return report(kNullArgument);
-  return give<DenseTable>(create_dense(options), dense);
+  return report(give<DenseTable>(dense, [&] { return create_dense(options); }));
 }
 
 pagedkv_status pagedkv_dense_page_bytes(const pagedkv_dense_options* options, uint64_t* bytes) {
@@ -159,8 +159,9 @@ kvcache* kvcache_create(int64_t cap, int64_t head_dim) {
     return nullptr;
   }
   std::uint64_t handle = 0;
-  (void)give<InterleavedTable>(
-      InterleavedCache::create(static_cast<std::uint64_t>(cap), static_cast<std::uint32_t>(head_dim)), &handle);
+  (void)report(give<InterleavedTable>(&handle, [&] {
+    return InterleavedCache::create(static_cast<std::uint64_t>(cap), static_cast<std::uint32_t>(head_dim));
+  }));
   // The pointer that callers hold is a checked handle, never followed.
   return reinterpret_cast<kvcache*>(static_cast<std::uintptr_t>(handle));  // NOLINT(performance-no-int-to-ptr)
 }

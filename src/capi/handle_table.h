@@ -66,17 +66,30 @@ class HandleTable {
     std::uint32_t index_;
   };
 
+  /// A slot for an object that is yet to be made; free again unless it was filled.
+  class Place {
+   public:
+    explicit Place(HandleTable& table, std::uint32_t index) noexcept : table_(&table), index_(index) {}
+    Place(Place&& other) noexcept : table_(std::exchange(other.table_, nullptr)), index_(other.index_) {}
+    Place& operator=(Place&&) = delete;
+    ~Place() {
+      if (table_ != nullptr) table_->free(index_);
+    }
+    /// Returns the handle of the object.
+    std::uint64_t fill(T&& object) noexcept { return std::exchange(table_, nullptr)->fill(index_, std::move(object)); }
+
+   private:
+    HandleTable* table_;
+    std::uint32_t index_;
+  };
+
   /// Errors: kOutOfMemory
-  Result<std::uint64_t> insert(T&& object) noexcept try {
+  Result<Place> reserve() noexcept try {
     const std::scoped_lock guard(mutex_);
     if (free_.empty()) add_chunk();
     const std::uint32_t index = free_.back();
     free_.pop_back();
-    Slot& slot = *find(index);
-    const std::uint64_t generation = (slot.word.load(std::memory_order_relaxed) >> 32) & ~kRetired;
-    slot.object.emplace(std::move(object));
-    slot.word.store(generation << 32, std::memory_order_release);
-    return std::uint64_t{static_cast<std::uint8_t>(kKind)} << 60 | generation << 32 | index;
+    return Place(*this, index);
   } catch (const std::bad_alloc&) {
     return Error{Errc::kOutOfMemory, "no memory for a handle"};
   }
@@ -102,6 +115,19 @@ class HandleTable {
   static constexpr std::uint64_t kMaxGeneration = (1U << 28) - 1;
   static constexpr std::uint64_t kRetired = std::uint64_t{1} << 31;  // of a generation: no handle has it
   static constexpr std::size_t kFirstChunk = 64, kMaxChunks = 26;
+
+  std::uint64_t fill(std::uint32_t index, T&& object) noexcept {
+    Slot& slot = *find(index);
+    const std::uint64_t generation = (slot.word.load(std::memory_order_relaxed) >> 32) & ~kRetired;
+    slot.object.emplace(std::move(object));
+    slot.word.store(generation << 32, std::memory_order_release);
+    return std::uint64_t{static_cast<std::uint8_t>(kKind)} << 60 | generation << 32 | index;
+  }
+
+  void free(std::uint32_t index) noexcept {
+    const std::scoped_lock guard(mutex_);
+    free_.push_back(index);  // there is room: it came from there
+  }
 
   static std::uint32_t index_of(std::uint64_t handle) noexcept { return static_cast<std::uint32_t>(handle); }
 
@@ -130,9 +156,8 @@ class HandleTable {
     slot.object.reset();
     const std::uint64_t generation = (before >> 32) + 1;
     if (generation > kMaxGeneration) return;  // the slot retires: its handles would repeat
-    const std::scoped_lock guard(mutex_);
     slot.word.store((generation | kRetired) << 32, std::memory_order_release);  // until it is given out
-    free_.push_back(index);                                                     // there is room: it came from there
+    free(index);
   }
 
   // Chunks of doubling size, so that slots never move: chunk c holds kFirstChunk << c of them.

@@ -95,14 +95,16 @@ pagedkv_status ask(std::uint64_t handle, Out* out, Function&& function) noexcept
   });
 }
 
-/// Stores a new object and writes its handle, or reports why there is none.
-template <class Table, class T>
-pagedkv_status give(Result<T>&& made, std::uint64_t* handle) noexcept {
-  if (!made) return report(made.error());
-  const Result<std::uint64_t> inserted = table<Table>().insert(std::move(*made));
-  if (!inserted) return report(inserted.error());
-  *handle = *inserted;
-  return PAGEDKV_OK;
+/// Stores the object that `make` returns in a Result and writes its handle. The handle's place is had first, so that
+/// nothing can fail once the object is made: to undo that would show in counters and in the order of eviction.
+template <class Table, class Make>
+Result<void> give(std::uint64_t* handle, Make&& make) {
+  auto place = table<Table>().reserve();
+  if (!place) return place.error();
+  auto made = make();
+  if (!made) return made.error();
+  *handle = place->fill(std::move(*made));
+  return {};
 }
 
 template <class Table>

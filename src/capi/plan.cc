@@ -72,7 +72,7 @@ pagedkv_status pagedkv_plan_create(const pagedkv_attention_config* config, const
   if (!ragged) return report(ragged.error());
   const Result<std::span<std::byte>> memory = span_of(static_cast<std::byte*>(workspace), workspace_bytes);
   if (!memory) return report(memory.error());
-  return give<PlanTable>(AttentionPlan::create(*layer, *ragged, *memory), plan);
+  return report(give<PlanTable>(plan, [&] { return AttentionPlan::create(*layer, *ragged, *memory); }));
 }
 
 pagedkv_status pagedkv_plan_extend(pagedkv_plan plan, const pagedkv_attention_batch* batch) {

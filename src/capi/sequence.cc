@@ -49,14 +49,8 @@ pagedkv_status pagedkv_sequence_slide(pagedkv_sequence sequence, uint64_t window
 
 pagedkv_status pagedkv_sequence_fork(pagedkv_sequence sequence, pagedkv_sequence* branch) {
   if (branch == nullptr) return report(kNullArgument);
-  return with<SequenceTable>(sequence, [&](Sequence& object) -> Result<void> {
-    Result<Sequence> forked = object.fork();
-    if (!forked) return forked.error();
-    const Result<std::uint64_t> handle = table<SequenceTable>().insert(std::move(*forked));
-    if (!handle) return handle.error();
-    *branch = *handle;
-    return {};
-  });
+  return with<SequenceTable>(
+      sequence, [&](Sequence& object) { return give<SequenceTable>(branch, [&] { return object.fork(); }); });
 }
 
 pagedkv_status pagedkv_sequence_num_tokens(pagedkv_sequence sequence, uint64_t* num_tokens) {

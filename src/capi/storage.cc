@@ -25,13 +25,12 @@ pagedkv_status pagedkv_pool_create(const pagedkv_pool_options* options, pagedkv_
   if (pool == nullptr) return report(kNullArgument);
   const Result<pagedkv_pool_options> known = read_sized(options);
   if (!known) return report(known.error());
-  return give<PoolTable>(
-      PagePool::create({.page_bytes = known->page_bytes,
-                        .capacity_pages = known->capacity_pages,
-                        .max_capacity_pages = known->max_capacity_pages,
-                        .watermark_pages = known->watermark_pages,
-                        .huge_pages = known->no_huge_pages != 0 ? HugePages::kNever : HugePages::kTransparent}),
-      pool);
+  const PagePoolOptions wanted{.page_bytes = known->page_bytes,
+                               .capacity_pages = known->capacity_pages,
+                               .max_capacity_pages = known->max_capacity_pages,
+                               .watermark_pages = known->watermark_pages,
+                               .huge_pages = known->no_huge_pages != 0 ? HugePages::kNever : HugePages::kTransparent};
+  return report(give<PoolTable>(pool, [&] { return PagePool::create(wanted); }));
 }
 
 pagedkv_status pagedkv_pool_close(pagedkv_pool pool) { return capi::close<PoolTable>(pool); }
@@ -126,12 +125,7 @@ pagedkv_status pagedkv_store_create(pagedkv_pool pool, uint32_t page_size, const
     for (const pagedkv_store_group& group : *given) {
       layers.push_back({.window_left = window_left_of(group.window), .sink_tokens = group.sink_tokens});
     }
-    Result<SequenceStore> made = SequenceStore::create(object, page_size, layers);
-    if (!made) return made.error();
-    const Result<std::uint64_t> handle = table<StoreTable>().insert(std::move(*made));
-    if (!handle) return handle.error();
-    *store = *handle;
-    return {};
+    return give<StoreTable>(store, [&] { return SequenceStore::create(object, page_size, layers); });
   });
 }
 
@@ -139,14 +133,8 @@ pagedkv_status pagedkv_store_close(pagedkv_store store) { return capi::close<Sto
 
 pagedkv_status pagedkv_store_open(pagedkv_store store, pagedkv_sequence* sequence) {
   if (sequence == nullptr) return report(kNullArgument);
-  return with<StoreTable>(store, [&](SequenceStore& object) -> Result<void> {
-    Result<Sequence> opened = object.open();
-    if (!opened) return opened.error();
-    const Result<std::uint64_t> handle = table<SequenceTable>().insert(std::move(*opened));
-    if (!handle) return handle.error();
-    *sequence = *handle;
-    return {};
-  });
+  return with<StoreTable>(
+      store, [&](SequenceStore& object) { return give<SequenceTable>(sequence, [&] { return object.open(); }); });
 }
 
 pagedkv_status pagedkv_store_open_sequences(pagedkv_store store, uint64_t* num_sequences) {
