@@ -95,7 +95,6 @@ void Config::copy_borrowed(const KvCacheOptions& options) {
   sinks_.assign(options.attention.sinks.begin(), options.attention.sinks.end());
   alibi_slopes_.assign(options.attention.alibi_slopes.begin(), options.attention.alibi_slopes.end());
   target_ = options.target;
-  group_layers_.reserve(options.layer_groups.size());
   for (const KvLayerGroup& group : options.layer_groups) {
     group_layers_.emplace_back(group.layers.begin(), group.layers.end());
     groups_.push_back({group_layers_.back(), group.window_left, group.sink_tokens});

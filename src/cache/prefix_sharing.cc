@@ -155,7 +155,6 @@ std::uint32_t PrefixSharing::copy_partial(Control& control, const prefix::Match&
   const Tables tables(control.tables.data(), control.tables.size());
   if (match.partial == kNullPage) return 0;
   std::array<PageId, kMaxLayerGroups> from, copies;
-  from.fill(kNullPage);
   bool is_there = true;
   for (std::size_t t = 0; t < tables.size(); ++t) {
     from[t] = t == chain_table_ ? match.partial : kNullPage;

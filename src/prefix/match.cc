@@ -52,18 +52,9 @@ Match PrefixIndex::match(PrefixChain& chain, std::span<const Token> tokens, std:
   Match match;
   if (chain.name_space == nullptr) return match;
   match.num_pages = walk(chain, tokens, pages, retention);
-  const std::uint64_t num_matched = match.num_pages * page_size_;
   const std::scoped_lock guard(pool_->lock());
-  find_partial_locked(chain, tokens.subspan(num_matched), match);
-  ++stats_.lookups;
-  stats_.lookup_tokens += tokens.size();
-  stats_.hit_tokens += num_matched + match.partial_tokens;
+  find_partial_locked(chain, tokens.subspan(match.num_pages * page_size_), match);
   return match;
-}
-
-void PrefixIndex::unhit(std::uint64_t num_tokens) noexcept {
-  const std::scoped_lock guard(pool_->lock());
-  stats_.hit_tokens -= num_tokens;
 }
 
 // Follows full pages as far as they are published, and retains them.

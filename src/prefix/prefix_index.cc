@@ -3,7 +3,6 @@
 
 #include <xxhash.h>
 
-#include <algorithm>
 #include <bit>
 #include <chrono>
 #include <new>
@@ -23,8 +22,6 @@ std::uint64_t steady_now_ms() noexcept {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
   return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
 }
-
-constexpr Error kNoMemoryForPin{Errc::kOutOfMemory, "no memory for a pin"};
 
 }  // namespace
 
@@ -108,18 +105,6 @@ Result<void> PrefixIndex::check(std::span<const RetentionRange> retention) noexc
 
 // Pins ----------------------------------------------------------------------------------------------------------------
 
-Result<PinId> PrefixIndex::pin(const std::shared_ptr<Namespace>& name_space, std::span<const Token> tokens) noexcept
-    try {
-  std::vector<PageId> pages(tokens.size() / page_size_);
-  PrefixChain chain;
-  chain.name_space = name_space;
-  pages.resize(walk(chain, tokens, pages, {}));
-  std::reverse(pages.begin(), pages.end());
-  return pin(std::move(pages));
-} catch (const std::bad_alloc&) {
-  return kNoMemoryForPin;
-}
-
 Result<PinId> PrefixIndex::pin(std::vector<PageId> pages) noexcept {
   if (pages.empty()) return Error{Errc::kNotFound, "no page of this prefix is published"};
   const std::scoped_lock pins_guard(pins_mutex_);
@@ -128,7 +113,7 @@ Result<PinId> PrefixIndex::pin(std::vector<PageId> pages) noexcept {
   } catch (const std::bad_alloc&) {
     [[maybe_unused]] const Result<void> released = pool_->release(pages);
     PAGEDKV_ASSERT(released.has_value());
-    return kNoMemoryForPin;
+    return Error{Errc::kOutOfMemory, "no memory for a pin"};
   }
   const std::scoped_lock guard(pool_->lock());
   for (const PageId page : pages) stats_.pinned_pages += entry(page).num_pins++ == 0 ? 1U : 0U;

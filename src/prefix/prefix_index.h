@@ -6,8 +6,7 @@
 //   open     chain.name_space = acquire(key);  match(chain, all tokens but the last, table)  retains the pages that it
 //            writes to `table`: they are the beginning of the sequence's page table, num_tokens = num_pages *
 //            page_size. If `partial` is a page: allocate a page, copy the first partial_tokens tokens of `partial` to
-//            it, append it to the table, num_tokens += partial_tokens; then release `partial` in any case. Call `unhit`
-//            if the copy could not be had.
+//            it, append it to the table, num_tokens += partial_tokens; then release `partial` in any case.
 //   commit   after sequence::commit: publish(chain, held tokens, page table). It may replace entries of the table by
 //            pages that hold the same tokens, and has then exchanged the references.
 //   fork     copies the chain (sequence/ does).   truncate restarts it (sequence/ does).
@@ -89,8 +88,6 @@ class PrefixIndex final : public pool::PublishedPages {
                            std::span<const RetentionRange> retention = {}) noexcept;
   /// Shortens a chain to its first `num_pages` pages.
   void rewind(PrefixChain& chain, std::span<const PageId> pages, std::uint64_t num_pages) noexcept;
-  /// Takes `partial_tokens` of a match out of the counts, for callers that could not copy them.
-  void unhit(std::uint64_t num_tokens) noexcept;
 
   /// Publishes the full pages of a table behind where the chain stands. Pages that hold the same tokens as published
   /// ones are replaced by them in `pages`; the caller's references go along.
@@ -114,10 +111,6 @@ class PrefixIndex final : public pool::PublishedPages {
   /// Shape:  in the order in which unpinning releases them: tails first
   /// Errors: kNotFound (no pages), kOutOfMemory; the references are dropped then
   Result<PinId> pin(std::vector<PageId> pages) noexcept;
-  /// Keeps the published prefix of `tokens` (full pages) from eviction until it is unpinned.
-  ///
-  /// Errors: kNotFound (nothing of it is published), kOutOfMemory
-  Result<PinId> pin(const std::shared_ptr<Namespace>& name_space, std::span<const Token> tokens) noexcept;
   /// Errors: kNotFound  no such pin; nothing changed
   Result<void> unpin(PinId pin) noexcept;
 
@@ -125,6 +118,7 @@ class PrefixIndex final : public pool::PublishedPages {
   void clear() noexcept;
   /// Passes queued events to `callback`, oldest first; returns how many.
   std::uint64_t poll_events(CacheEventCallback callback, void* user) noexcept { return events_.poll(callback, user); }
+  /// Without lookups and hits, which the caller counts: it knows whether a partial page could be copied.
   [[nodiscard]] PrefixStats stats() noexcept;
 
   /// Checks ranges that a caller gave. Errors: kInvalidArgument

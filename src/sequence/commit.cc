@@ -35,7 +35,6 @@ void commit(Control& control, std::uint64_t accepted) noexcept {
   PAGEDKV_ASSERT(control.is_busy() && accepted <= control.num_new_tokens);
   const SequenceStore::Impl& store = *control.store;
   control.num_tokens += accepted;
-  control.num_new_tokens = 0;
   const std::uint64_t num_ids = std::max(control.num_tokens, control.num_ids_before);
   if (num_ids < control.token_ids.size()) control.token_ids.resize(num_ids);
 

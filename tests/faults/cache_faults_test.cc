@@ -132,6 +132,41 @@ TEST(CacheFaults, CachesOfEveryKindAreCreatedOrNot) {
             3);
 }
 
+TEST(CacheFaults, APinOverManyPageTablesIsThereOrNot) {
+  const std::array<std::uint32_t, 1> first{0}, second{1}, third{2};
+  const std::array<KvLayerGroup, 3> groups{{{first}, {second}, {third}}};
+  KvCache cache =
+      KvCache::create(
+          {.shape = {.num_layers = 3, .num_q_heads = 1, .num_kv_heads = 1, .head_dim = 4, .dtype = DType::f32},
+           .page_size = 2,
+           .capacity_pages = 64,
+           .layer_groups = groups})
+          .value();
+  const std::vector<Token> prompt(20, 5);
+  {
+    Sequence sequence = cache.open(prompt).value();
+    ASSERT_TRUE(cache.begin_step({{&sequence, 20}}).value().commit());
+  }
+  MemoryFaults faults;
+  int num_failures = 0;
+  for (std::int64_t fail_at = 0;; ++fail_at) {
+    faults.arm(fail_at);
+    const Result<PinId> pin = cache.pin(prompt);
+    const bool failed = faults.disarm();
+    if (!failed) {
+      EXPECT_EQ(cache.stats().prefix.pinned_pages, 30U);
+      EXPECT_TRUE(cache.unpin(pin.value()));
+      break;
+    }
+    if (pin) continue;
+    ++num_failures;
+    EXPECT_EQ(pin.error(), Errc::kOutOfMemory);
+    EXPECT_EQ(cache.stats().prefix.pinned_pages, 0U);
+    EXPECT_EQ(cache.stats().pool.used_pages, 0U) << "allocation " << fail_at;
+  }
+  EXPECT_GT(num_failures, 3);
+}
+
 TEST(CacheFaults, PlansAreMadeOrNot) {
   const AttentionConfig config{.num_q_heads = 2, .num_kv_heads = 1, .head_dim = 8, .page_size = 2};
   const std::array<std::int32_t, 2> qo_indptr{0, 1}, short_kv{0, 3}, long_kv{0, 40};

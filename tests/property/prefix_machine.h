@@ -199,7 +199,7 @@ class PrefixMachine {
            published_.contains(key(name_space, std::span(prompt).first((expected + 1) * page_size_)))) {
       ++expected;
     }
-    auto pinned = cached_.index().pin(cached_.index().acquire(salt(name_space), {}).value(), prompt);
+    auto pinned = cached_.pin(prompt, salt(name_space));
     ASSERT_EQ(pinned.has_value(), expected > 0);
     if (pinned) pins_.push_back(*pinned);
   }

@@ -3,10 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "memory/os_memory.h"
@@ -92,6 +94,20 @@ class CachedStore {
                            {table.data(), table.size()}, retention);
   }
 
+  /// Pins the full pages of the published prefix of `tokens`.
+  Result<PinId> pin(std::span<const Token> tokens, std::string_view salt = {}) {
+    PrefixChain chain;
+    chain.name_space = index_->acquire(salt, {}).value();
+    std::vector<PageId> pages(tokens.size() / page_size_);
+    const prefix::Match match = index_->match(chain, tokens, pages);
+    if (match.partial != kNullPage) {
+      EXPECT_TRUE(pool_.release({&match.partial, 1}));
+    }
+    pages.resize(match.num_pages);
+    std::reverse(pages.begin(), pages.end());
+    return index_->pin(std::move(pages));
+  }
+
   std::uint64_t value(const Sequence& sequence, std::uint64_t token) {
     return *slot(sequence.pages()[token / page_size_], token % page_size_);
   }
@@ -110,8 +126,6 @@ class CachedStore {
       std::memcpy(slot(*copy, 0), slot(match.partial, 0), match.partial_tokens * sizeof(std::uint64_t));
       control.tables[0].pages.push_back(*copy);
       control.num_tokens += match.partial_tokens;
-    } else {
-      index_->unhit(match.partial_tokens);
     }
     EXPECT_TRUE(pool_.release({&match.partial, 1}));
   }

@@ -245,6 +245,103 @@ TEST(DenseCache, BadOptionsAreRefused) {
   EXPECT_EQ(error_of([](auto& o) { o.target = "abacus"; }), Errc::kUnsupported);
 }
 
+TEST(DenseCache, OptionsJustWithinTheirBoundsAreTaken) {
+  const auto error_of = [](auto change) {
+    DenseCacheOptions options = small(4);
+    options.num_heads = options.head_dim = options.page_size = 1;
+    change(options);
+    return DenseCache::create(options).error();
+  };
+  EXPECT_EQ(error_of([](auto& o) { o.batch_size = 65536; }), Errc::kOk);
+  EXPECT_EQ(error_of([](auto& o) { o.batch_size = 65537; }), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of([](auto& o) { o.num_layers = 4096; }), Errc::kOk);
+  EXPECT_EQ(error_of([](auto& o) { o.num_layers = 4097; }), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of([](auto& o) { o.batch_size = o.num_layers = o.max_seq_len = 1; }), Errc::kOk);
+  EXPECT_EQ(error_of([](auto& o) { o.max_seq_len = 1u << 31; }), Errc::kInvalidArgument);
+  EXPECT_EQ(
+      error_of([](auto& o) { o.batch_size = o.num_layers = 1, o.max_seq_len = (1u << 31) - 1, o.page_size = 256; }),
+      Errc::kOk);
+}
+
+TEST(DenseCache, KnowsTheBytesOfAPageBeforeItIsMade) {
+  DenseCacheOptions options = small();
+  const std::uint64_t page_bytes = DenseCache::page_bytes(options).value();
+  EXPECT_EQ(DenseCache::create(options).value().pool_stats().page_bytes, page_bytes);
+  EXPECT_EQ(page_bytes, 2u * kHeads * 4 * kDim * 4);
+  options.head_dim = 0;
+  EXPECT_EQ(DenseCache::page_bytes(options).error(), Errc::kInvalidArgument);
+}
+
+TEST(DenseCache, RowsOfTheBatchGrowInPagesOfTheirOwnAndFillThem) {
+  DenseCache cache = DenseCache::create(small(12)).value();
+  for (std::size_t t = 0; t < 12; ++t) {
+    ASSERT_TRUE(cache.update(1, tensor(t, 1), tensor(t, 1, 1)));
+    EXPECT_EQ(cache.pool_stats().used_pages, kBatch * (t / 4 + 1));
+  }
+  EXPECT_EQ(cache.update(1, tensor(12, 1), tensor(12, 1, 1)).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(copy_of_k(cache, 1), tensor(0, 12));
+  const DenseKv held = cache.get(1).value();
+  EXPECT_EQ(held.page_table.size(), kBatch * 3u);
+  EXPECT_EQ(held.page_table_stride, 3u);
+  EXPECT_EQ(held.page_size, 4u);
+  EXPECT_EQ(held.dtype, DType::f32);
+}
+
+TEST(DenseCache, CopiesValuesToo) {
+  DenseCache cache = DenseCache::create(small()).value();
+  ASSERT_TRUE(cache.update(0, tensor(0, 5), tensor(0, 5, 1)));
+  std::vector<float> k(kBatch * kHeads * 5 * kDim), v(k.size()), shorter(k.size() - 1);
+  ASSERT_TRUE(cache.copy(0, k, v));
+  EXPECT_EQ(v, tensor(0, 5, 1));
+  const Tensor null(nullptr, k.size(), DType::f32), unknown(k.data(), k.size(), static_cast<DType>(9));
+  EXPECT_EQ(cache.copy(0, shorter, v).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.copy(0, k, shorter).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.copy(0, null, v).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.copy(0, k, null).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.copy(0, unknown, v).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.copy(0, k, unknown).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.copy(kLayers, k, v).error(), Errc::kInvalidArgument);
+  EXPECT_TRUE(cache.copy(1, Tensor(nullptr, 0, DType::f32), Tensor(nullptr, 0, DType::f32))) << "nothing is held";
+}
+
+TEST(DenseCache, AttentionThatIsRefusedChangesNothing) {
+  DenseCache cache = DenseCache::create(small()).value();
+  const std::vector<float> two = tensor(0, 2), three = tensor(0, 3);
+  std::vector<float> out(two.size());
+  const ConstTensor null(nullptr, two.size(), DType::f32), unknown(two.data(), two.size(), static_cast<DType>(9));
+  const Tensor no_out(nullptr, two.size(), DType::f32), odd_out(out.data(), out.size(), static_cast<DType>(9));
+  const auto error_of = [&](ConstTensor q, ConstTensor k, ConstTensor v, Tensor to) {
+    return cache.cached_attention(0, q, k, v, to).error();
+  };
+  EXPECT_EQ(error_of(three, two, two, out), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of(null, two, two, out), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of(unknown, two, two, out), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of(two, null, two, out), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of(two, two, null, out), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of(two, two, unknown, out), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of(two, two, two, no_out), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of(two, two, two, odd_out), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.cached_attention(kLayers, two, two, two, out).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.seq_length(0).value(), 0u);
+  EXPECT_EQ(cache.pool_stats().used_pages, 0u);
+  EXPECT_TRUE(cache.cached_attention(0, two, two, two, out));
+}
+
+TEST(DenseCache, AMovedFromOneAnswersClosed) {
+  DenseCache cache = DenseCache::create(small()).value();
+  DenseCache moved = std::move(cache);
+  std::vector<float> rows = tensor(0, 1);
+  // NOLINTBEGIN(bugprone-use-after-move)
+  EXPECT_EQ(cache.cached_attention(0, rows, rows, rows, rows).error(), Errc::kClosed);
+  EXPECT_EQ(cache.copy(0, rows, rows).error(), Errc::kClosed);
+  EXPECT_EQ(cache.seq_length(0).error(), Errc::kClosed);
+  EXPECT_EQ(cache.options().batch_size, 0u);
+  EXPECT_EQ(cache.pool_stats().capacity_pages, 0u);
+  cache.reset();
+  // NOLINTEND(bugprone-use-after-move)
+  EXPECT_EQ(moved.options().batch_size, kBatch);
+}
+
 TEST(DenseCache, BadTensorsAndLayersAreRefusedAndNothingChanges) {
   DenseCache cache = DenseCache::create(small()).value();
   std::vector<float> three = tensor(0, 3), odd(three.size() - 1), out(three.size()), two = tensor(0, 2);

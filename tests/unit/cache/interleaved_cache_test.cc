@@ -110,6 +110,52 @@ TEST(InterleavedCache, MemoryComesWithTheTokens) {
   }
 }
 
+TEST(InterleavedCache, ShapesJustWithinTheirBoundsAreTaken) {
+  EXPECT_TRUE(InterleavedCache::create(1, 1));
+  EXPECT_TRUE(InterleavedCache::create((1ull << 31) - 1, 1));
+  EXPECT_EQ(InterleavedCache::create(1ull << 31, 1).error(), Errc::kInvalidArgument);
+  const InterleavedCache widest = InterleavedCache::create(7, 1024).value();
+  EXPECT_EQ(widest.head_dim(), 1024u);
+  EXPECT_EQ(widest.capacity_tokens(), 7u);
+}
+
+TEST(InterleavedCache, TakesExactlyAsManyTokensAsItHasRoomFor) {
+  InterleavedCache cache = InterleavedCache::create(65, 2).value();
+  ASSERT_TRUE(cache.append(rows_of(0, 64, 2, 0), rows_of(0, 64, 2, 1)));
+  EXPECT_EQ(cache.append(rows_of(0, 2, 2, 0), rows_of(0, 2, 2, 1)).error(), Errc::kInvalidArgument);
+  ASSERT_TRUE(cache.append(rows_of(64, 1, 2, 0), rows_of(64, 1, 2, 1)));
+  EXPECT_EQ(cache.append(rows_of(0, 1, 2, 0), rows_of(0, 1, 2, 1)).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.num_tokens(), 65u);
+  const std::vector<float> q = rows_of(9, 65, 2, 0.5f);
+  std::vector<float> out(q.size());
+  ASSERT_TRUE(cache.attend_last(q, out)) << "a query for every token";
+  for (const std::size_t row : {std::size_t{0}, std::size_t{64}}) {
+    const std::vector<float> want = attention_of(&q[row * 2], row + 1, 2);
+    for (std::size_t d = 0; d < 2; ++d) EXPECT_NEAR(out[row * 2 + d], want[d], 1e-5);
+  }
+}
+
+TEST(InterleavedCache, QueriesAndOutputsOfOtherSizesAreRefused) {
+  InterleavedCache cache = InterleavedCache::create(8, 2).value();
+  ASSERT_TRUE(cache.append(rows_of(0, 2, 2, 0), rows_of(0, 2, 2, 1)));
+  std::vector<float> one(1), two(2), three(3), four(4), six(6);
+  EXPECT_EQ(cache.attend(four, four).error(), Errc::kInvalidArgument) << "one row alone";
+  EXPECT_EQ(cache.attend(two, four).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.attend_last({}, {}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.attend_last(three, three).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.attend_last(two, four).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.attend_last(six, six).error(), Errc::kInvalidArgument) << "three rows, two tokens";
+  EXPECT_EQ(cache.append(two, one).error(), Errc::kInvalidArgument);
+  EXPECT_TRUE(cache.attend_last(four, four));
+  InterleavedCache moved = std::move(cache);
+  // NOLINTBEGIN(bugprone-use-after-move)
+  EXPECT_EQ(cache.attend_last(two, two).error(), Errc::kClosed);
+  EXPECT_EQ(cache.num_tokens() + cache.capacity_tokens() + cache.head_dim(), 0u);
+  EXPECT_TRUE(cache.rows().empty());
+  cache.reset();
+  // NOLINTEND(bugprone-use-after-move)
+}
+
 TEST(InterleavedCache, BadArgumentsAreRefusedAndNothingChanges) {
   EXPECT_EQ(InterleavedCache::create(0, 4).error(), Errc::kInvalidArgument);
   EXPECT_EQ(InterleavedCache::create(1ull << 40, 4).error(), Errc::kInvalidArgument);

@@ -148,6 +148,55 @@ TEST(Step, IsClosedAfterCommitRollbackAndMove) {
   EXPECT_EQ(Step().commit().error(), Errc::kClosed);
 }
 
+TEST(Step, MovedFromAnswersAsOneThatIsOver) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  std::vector<float> rows(4), q(8), out(8);
+  Step step = cache.begin_step({{&a, 1}}).value();
+  Step moved = std::move(step);
+  // NOLINTBEGIN(bugprone-use-after-move)
+  EXPECT_EQ(step.write(0, rows, rows).error(), Errc::kClosed);
+  EXPECT_EQ(step.attend(0, q, out).error(), Errc::kClosed);
+  EXPECT_EQ(step.commit(std::array<std::uint32_t, 1>{1}).error(), Errc::kClosed);
+  EXPECT_EQ(step.num_items(), 0u);
+  step.rollback();
+  // NOLINTEND(bugprone-use-after-move)
+  Step& alias = moved;
+  moved = std::move(alias);
+  EXPECT_EQ(moved.num_items(), 1u);
+  ASSERT_TRUE(moved.commit(std::array<std::uint32_t, 1>{1}));
+  EXPECT_EQ(moved.commit(std::array<std::uint32_t, 1>{1}).error(), Errc::kClosed);
+}
+
+TEST(Step, OfTooManyTokensIsRefused) {
+  KvCacheOptions options = tiny(8);
+  options.page_size = 256;
+  KvCache cache = KvCache::create(options).value();
+  Sequence a = cache.open().value(), b = cache.open().value();
+  EXPECT_EQ(cache.begin_step({{&a, (1u << 31) - 1}}).error(), Errc::kOutOfPages) << "as many as can be indexed";
+  EXPECT_EQ(cache.begin_step({{&a, (1u << 31) - 1}, {&b, 1}}).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.begin_step({{&a, 1}}).value().num_rows(), 1u) << "rows of a step that was refused are not counted";
+}
+
+TEST(Step, AttendsWhatItsSequencesHoldWhenItIsReused) {
+  KvCache cache = tiny_cache(32);
+  Sequence a = cache.open().value(), b = cache.open().value();
+  const auto attend = [&](Sequence& sequence, std::uint32_t num_tokens, float value) {
+    Step step = cache.begin_step({{&sequence, num_tokens}}).value();
+    write_all(step, value);
+    const std::vector<float> q(num_tokens * 8, 0);
+    std::vector<float> out(q.size());
+    EXPECT_TRUE(step.attend(1, q, out));
+    EXPECT_TRUE(step.commit());
+    return out[out.size() - 8];  // of the last row
+  };
+  EXPECT_NEAR(attend(a, 3, 1), 1, 1e-6);
+  EXPECT_NEAR(attend(b, 6, 4), 4, 1e-6);
+  EXPECT_NEAR(attend(a, 1, 9), (3 + 9) / 4.0, 1e-5);
+  EXPECT_NEAR(attend(b, 2, 0), 24 / 8.0, 1e-5);
+  EXPECT_NEAR(attend(a, 5, 1), (3 + 9 + 5) / 9.0, 1e-5);
+}
+
 TEST(Step, MakesItsSequencesBusy) {
   KvCache cache = tiny_cache(8);
   Sequence a = cache.open().value();
@@ -382,6 +431,100 @@ TEST(KvCache, AnswersWhatASchedulerAsks) {
   EXPECT_EQ(cache.pages_needed(items).error(), Errc::kBusy);
 }
 
+TEST(KvCache, AdmitsWhatASequenceMayHoldAndNoMore) {
+  KvCacheOptions options = tiny(1u << 23);
+  options.page_size = 256;
+  const KvCache cache = KvCache::create(options).value();
+  EXPECT_TRUE(cache.can_admit((1ull << 31) - 2, 1));
+  EXPECT_TRUE(cache.can_admit(0));
+  EXPECT_FALSE(cache.can_admit((1ull << 31) - 1, 1));
+}
+
+TEST(KvCache, AskedForPagesOfItemsThatAreNoneSaysSo) {
+  KvCache cache = tiny_cache(8);
+  Sequence closed = cache.open().value(), a = cache.open().value();
+  ASSERT_TRUE(closed.close());
+  const auto error_of = [&cache](const StepItem& item) {
+    return cache.pages_needed(std::array<StepItem, 1>{item}).error();
+  };
+  EXPECT_EQ(error_of({nullptr, 1, {}}), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of({&closed, 1, {}}), Errc::kClosed);
+  EXPECT_EQ(error_of({&a, 0, {}}), Errc::kInvalidArgument);
+  const std::vector<Token> two(2, 7);
+  EXPECT_EQ(error_of({&a, 1, two}), Errc::kInvalidArgument) << "ids of another count";
+  EXPECT_EQ(error_of({&a, 2, two}), Errc::kOk);
+}
+
+TEST(KvCache, RollbackPutsPagesBackSoThatTheNextStepFindsTheSame) {
+  KvCache cache = tiny_cache(16);
+  Sequence a = cache.open().value(), b = cache.open().value();
+  const auto pages_of_step = [&] {
+    Step step = cache.begin_step({{&a, 9}, {&b, 6}}).value();
+    std::vector<PageId> pages(a.pages().begin(), a.pages().end());
+    pages.insert(pages.end(), b.pages().begin(), b.pages().end());
+    return pages;
+  };
+  const std::vector<PageId> first = pages_of_step();
+  EXPECT_EQ(first.size(), 5u);
+  EXPECT_EQ(pages_of_step(), first);
+}
+
+TEST(KvCache, ManyStepsAtOnceEndInAnyOrder) {
+  KvCache cache = tiny_cache(64);
+  std::vector<Sequence> sequences(20);
+  for (Sequence& sequence : sequences) sequence = cache.open().value();
+  for (int round = 0; round < 3; ++round) {
+    std::vector<Step> steps;
+    for (Sequence& sequence : sequences) steps.push_back(cache.begin_step({{&sequence, 2}}).value());
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      write_all(steps[i], static_cast<float>(100 * round) + static_cast<float>(i));
+      if (i % 3 == 0) continue;
+      ASSERT_TRUE(steps[i].commit());
+    }
+  }
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    EXPECT_EQ(sequences[i].num_tokens(), i % 3 == 0 ? 0u : 6u);
+    if (i % 3 != 0) {
+      EXPECT_EQ(k_of(cache, sequences[i], 5), 200 + static_cast<float>(i));
+    }
+  }
+  EXPECT_EQ(cache.stats().steps_begun, 60u);
+  EXPECT_EQ(cache.stats().steps_rolled_back, 21u);
+}
+
+TEST(KvCache, SaysWhatATokenCosts) {
+  KvCacheOptions options = tiny(8);
+  options.shape = {.num_layers = 2, .num_q_heads = 4, .num_kv_heads = 2, .head_dim = 3, .v_head_dim = 5};
+  options.page_size = 3;
+  const CacheStats stats = KvCache::create(options).value().stats();
+  // Rows: 2 layers, 2 heads, (3 + 5) bf16. A page of three tokens has 192 bytes of them, a multiple of 64.
+  EXPECT_EQ(stats.bytes_per_token, 64);
+  EXPECT_EQ(stats.padding_bytes_per_token, 0);
+  options.page_size = 1;
+  const CacheStats padded = KvCache::create(options).value().stats();
+  EXPECT_EQ(padded.bytes_per_token, 64);
+  EXPECT_EQ(padded.padding_bytes_per_token, 0);
+  options.shape.v_head_dim = 4;
+  const CacheStats narrower = KvCache::create(options).value().stats();
+  EXPECT_EQ(narrower.bytes_per_token, 64);
+  EXPECT_EQ(narrower.padding_bytes_per_token, 64 - 2 * 2 * (3 + 4) * 2);
+}
+
+TEST(KvCache, APromptOfTooManyTokensIsRefusedWithoutAPrefixCacheToo) {
+  KvCacheOptions options = tiny(8);
+  options.prefix_cache = false;
+  KvCache cache = KvCache::create(options).value();
+  const std::vector<Token> prompt{1, 2, 3};
+  const std::span<const Token> too_long(prompt.data(), std::size_t{1} << 31);  // never read
+  EXPECT_EQ(cache.open(too_long).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.stats().open_sequences, 0u);
+  Sequence a = cache.open(prompt).value();
+  EXPECT_EQ(a.tokens().size(), 3u);
+  EXPECT_EQ(cache.poll_events([](void*, const CacheEvent&) noexcept {}, nullptr), 0u);
+  cache.clear_prefix_cache();
+  EXPECT_EQ(cache.stats().prefix.lookups, 0u);
+}
+
 TEST(KvCache, CountsWhatHappened) {
   KvCache cache = tiny_cache(8);
   Sequence a = cache.open().value();
@@ -402,6 +545,12 @@ TEST(KvCache, ViewOfALayerThatIsNotThereIsRefused) {
   KvCache cache = tiny_cache(2);
   EXPECT_TRUE(cache.view(1));
   EXPECT_EQ(cache.view(2).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(cache.view(1).value().num_pages, 2);
+  EXPECT_EQ(cache.page_table_of(1).value(), 0u);
+  EXPECT_EQ(cache.page_table_of(2).error(), Errc::kInvalidArgument);
+  KvCacheOptions options = tiny(2);
+  options.max_capacity_pages = 5;
+  EXPECT_EQ(KvCache::create(options).value().view(0).value().num_pages, 5) << "all that there may ever be";
 }
 
 TEST(KvCache, MovedFromAnswersClosed) {
@@ -414,6 +563,13 @@ TEST(KvCache, MovedFromAnswersClosed) {
   EXPECT_EQ(cache.view(0).error(), Errc::kClosed);
   EXPECT_EQ(cache.trim().error(), Errc::kClosed);
   EXPECT_EQ(cache.pages_needed({}).error(), Errc::kClosed);
+  EXPECT_EQ(cache.page_table_of(0).error(), Errc::kClosed);
+  EXPECT_EQ(cache.set_capacity(1).error(), Errc::kClosed);
+  EXPECT_EQ(cache.pin({}).error(), Errc::kClosed);
+  EXPECT_EQ(cache.unpin(PinId{1}).error(), Errc::kClosed);
+  EXPECT_EQ(cache.poll_events([](void*, const CacheEvent&) noexcept {}, nullptr), 0u);
+  cache.clear_prefix_cache();
+  EXPECT_EQ(cache.pages_for_tokens(1), 0u);
   EXPECT_FALSE(cache.can_admit(1));
   EXPECT_EQ(cache.pages_available(), 0u);
   EXPECT_EQ(cache.page_bytes(), 0u);

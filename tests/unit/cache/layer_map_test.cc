@@ -99,7 +99,9 @@ TEST(LayerMap, BadGroupsAreRefused) {
     KvCacheOptions options = shape_of(2);
     options.layer_groups = groups;
     change(options);
-    return KvCache::create(options).error();
+    const Error error = KvCache::create(options).error();
+    EXPECT_EQ(LayerMap().assign(options).error(), error.code) << "before anything else looks at them";
+    return error;
   };
   const auto as_is = [](KvCacheOptions&) {};
   EXPECT_EQ(error_of({{first, -1}}, as_is), Errc::kInvalidArgument) << "a layer without a group";
@@ -121,6 +123,34 @@ TEST(LayerMap, BadGroupsAreRefused) {
   options.layer_groups = group;
   options.layers_per_page = 1;
   EXPECT_EQ(KvCache::create(options).error(), Errc::kInvalidArgument) << "100 page tables";
+  options.layers_per_page = 100;
+  EXPECT_EQ(KvCache::create(options).error(), Errc::kOk);
+  many.resize(64);
+  options.shape.num_layers = 64;
+  const KvLayerGroup fewer[] = {{many, 0}};
+  options.layer_groups = fewer;
+  options.layers_per_page = 1;
+  EXPECT_EQ(KvCache::create(options).error(), Errc::kOk) << "64 page tables, of windows of a token";
+}
+
+// Groups of which no packing wastes little: as many page tables as there may be.
+TEST(LayerMap, GroupsThatDoNotFitEachOtherTakeManyTables) {
+  std::vector<std::uint32_t> layers(126);
+  std::iota(layers.begin(), layers.end(), 0u);
+  std::vector<KvLayerGroup> groups;
+  for (std::size_t i = 0; i < 30; ++i) groups.push_back({std::span(layers).subspan(i, 1), static_cast<int>(i)});
+  groups.push_back({std::span(layers).subspan(30), -1});
+  KvCacheOptions options = shape_of(126);
+  options.layer_groups = groups;
+  LayerMap map;
+  ASSERT_TRUE(map.assign(options));
+  EXPECT_EQ(map.layers_per_page(), 3u) << "30 page tables and 32; with two layers a page there would be 78";
+  EXPECT_EQ(map.tables().size(), 62u);
+  EXPECT_EQ(map.places()[125].table, 61u);
+  EXPECT_EQ(map.places()[125].index, 2u);
+  EXPECT_EQ(map.places()[29].index, 0u);
+  EXPECT_EQ(map.tables()[29].window_left, 29);
+  EXPECT_EQ(map.tables()[30].window_left, -1);
 }
 
 TEST(LayerMap, SlidingLayersHoldTheirWindowAlone) {

@@ -99,6 +99,47 @@ TEST(PageLayout, LargestShapeDoesNotOverflow) {
   EXPECT_EQ(PageLayout::create(shape, 256).value().page_bytes, 1ull << 49);
 }
 
+TEST(PageLayout, ShapesJustWithinTheirBoundsAreTaken) {
+  ModelShape shape{.num_layers = 1, .num_q_heads = 1, .num_kv_heads = 1, .head_dim = 1};
+  EXPECT_EQ(PageLayout::create(shape, 1).value().page_bytes, 64u);
+  EXPECT_TRUE(PageLayout::create(shape, 256));
+  shape = {.num_layers = 4096, .num_q_heads = 65536, .num_kv_heads = 65536, .head_dim = 1024, .v_head_dim = 1024};
+  EXPECT_TRUE(PageLayout::create(shape, 1));
+  shape.num_q_heads = 65537;
+  EXPECT_EQ(PageLayout::create(shape, 1).error(), Errc::kInvalidArgument);
+  shape.num_q_heads = shape.num_kv_heads = 131072;
+  EXPECT_EQ(PageLayout::create(shape, 1).error(), Errc::kInvalidArgument);
+}
+
+TEST(PageLayout, RunsAreAlignedWhereThatCostsAThirtySecondAtMostAndPackedElsewhere) {
+  ModelShape shape{.num_layers = 1, .num_q_heads = 1, .num_kv_heads = 1, .head_dim = 1, .v_head_dim = 2};
+  EXPECT_EQ(PageLayout::create(shape, 7).value().v_offset, 14u) << "packed";
+  shape.head_dim = 496;  // 992 bytes a row: 32 more are over 1/32
+  EXPECT_EQ(PageLayout::create(shape, 1).value().v_offset, 992u);
+  shape.head_dim = 512;
+  EXPECT_EQ(PageLayout::create(shape, 1).value().v_offset, 1024u);
+  shape.head_dim = 528;  // 1056 bytes: 32 more are below 1/32
+  EXPECT_EQ(PageLayout::create(shape, 1).value().v_offset, 1088u);
+}
+
+TEST(PageLayout, ValuesAreAsWideAsKeysIfNothingElseIsSaid) {
+  ModelShape shape{.num_layers = 2, .num_q_heads = 4, .num_kv_heads = 2, .head_dim = 64};
+  const PageLayout alike = PageLayout::create(shape, 16).value();
+  EXPECT_EQ(alike.v_row_bytes, alike.k_row_bytes);
+  EXPECT_EQ(alike.num_kv_heads, 2u);
+  EXPECT_EQ(alike.page_size, 16u);
+  EXPECT_EQ(alike.num_layers, 2u);
+  shape.v_head_dim = 32;
+  EXPECT_EQ(PageLayout::create(shape, 16).value().v_row_bytes, 64u);
+  std::byte base{};
+  const KvWriteView view = alike.write_view(&base, 1, 3);
+  EXPECT_EQ(view.num_pages, 3);
+  EXPECT_EQ(static_cast<std::byte*>(view.k) - &base, static_cast<std::ptrdiff_t>(alike.layer_stride));
+  EXPECT_EQ(view.v_head_stride, static_cast<std::int64_t>(alike.head_stride));
+  EXPECT_EQ(view.v_page_stride, static_cast<std::int64_t>(alike.page_bytes));
+  EXPECT_EQ(view.v_token_stride, alike.v_row_bytes);
+}
+
 struct BadShape {
   const char* why;
   ModelShape shape;

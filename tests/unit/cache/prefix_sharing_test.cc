@@ -66,6 +66,7 @@ TEST(PrefixSharing, OpenHoldsTheLongestCachedPrefix) {
   EXPECT_TRUE(std::equal(second.pages().begin(), second.pages().end(), first.pages().begin()));
   const CacheStats stats = cache.stats();
   EXPECT_EQ(stats.prefix.lookups, 2u);
+  EXPECT_EQ(stats.prefix.lookup_tokens, 13u + 29u) << "all but the last";
   EXPECT_EQ(stats.prefix.hit_tokens, 12u);
   EXPECT_EQ(stats.pool.shared_pages, 3u);
 }
@@ -329,6 +330,74 @@ TEST(PrefixSharing, AHitNeedsOnlyThePagesOfTheWindowInASlidingGroup) {
   EXPECT_EQ(k_of(cache, again, 39), 39);
   prefill(cache, again, longer);
   EXPECT_EQ(cache.open(run_of_tokens(30)).value().cached_tokens(), 0u) << "token 28 would see 24, which is gone";
+}
+
+/// Two layers with windows, the narrower of the first; `event_capacity` as PrefixCacheOptions.
+KvCache two_windows(std::uint64_t capacity_pages, std::int32_t narrow, std::int32_t wide) {
+  const std::vector<std::uint32_t> first = {0}, second = {1};
+  const KvLayerGroup groups[] = {{first, narrow}, {second, wide}};
+  KvCacheOptions options = tiny(capacity_pages);
+  options.layer_groups = groups;
+  return KvCache::create(options).value();
+}
+
+TEST(PrefixSharing, AnOpenedPrefixHoldsThePagesOfEveryWindowAlone) {
+  KvCache cache = two_windows(60, 4, 8);
+  ASSERT_TRUE(serve(cache, run_of_tokens(40)).close());
+  const std::uint64_t cached = cache.stats().pool.evictable_pages;
+  EXPECT_EQ(cached, 20u);
+  Sequence again = cache.open(run_of_tokens(41)).value();
+  EXPECT_EQ(again.cached_tokens(), 40u);
+  const auto num_held = [&again](std::size_t table) {
+    return std::ranges::count_if(again.pages(table), [](PageId page) { return page != kNullPage; });
+  };
+  EXPECT_EQ(num_held(0), 1) << "tokens 36..39";
+  EXPECT_EQ(num_held(1), 2) << "tokens 32..39";
+  EXPECT_EQ(cache.stats().pool.used_pages, 3u);
+  Sequence inside = cache.open(run_of_tokens(39)).value();
+  EXPECT_EQ(inside.cached_tokens(), 38u) << "two rows of the page behind 36 tokens are copied";
+  EXPECT_EQ(inside.pages(0).size(), 10u);
+  EXPECT_EQ(std::ranges::count(inside.pages(0), kNullPage), 8) << "token 38 sees 34";
+  EXPECT_EQ(std::ranges::count(inside.pages(1), kNullPage), 7) << "token 38 sees 30";
+}
+
+TEST(PrefixSharing, AHitIsShortenedUntilAllOfThreeTablesAgree) {
+  const std::vector<std::uint32_t> layers[] = {{0}, {1}, {2}};
+  const KvLayerGroup groups[] = {{layers[0], 4}, {layers[1], 12}, {layers[2], -1}};
+  KvCacheOptions options = tiny(60);
+  options.shape.num_layers = 3;
+  options.layer_groups = groups;
+  KvCache cache = KvCache::create(options).value();
+  const auto feed = [&](Sequence& sequence, std::size_t num_tokens) {
+    const auto num_new = static_cast<std::uint32_t>(num_tokens - sequence.num_tokens());
+    Step step = cache.begin_step({{&sequence, num_new}}).value();
+    ASSERT_TRUE(step.commit());
+  };
+  {
+    // Commits at 8, 24 and 40 tokens: the pages behind a window are released there, the oldest first.
+    Sequence a = cache.open(run_of_tokens(40)).value();
+    for (const std::size_t length : {8u, 24u, 40u}) feed(a, length);
+    const PinId pin = cache.pin(run_of_tokens(8)).value();  // one page of the first table, two of each of the others
+    EXPECT_EQ(cache.stats().prefix.pinned_pages, 5u);
+    const PinId longer = cache.pin(run_of_tokens(24)).value();  // the last of the first, three of the second, all six
+    EXPECT_EQ(cache.stats().prefix.pinned_pages, 5u + 1 + 3 + 4);
+    ASSERT_TRUE(a.close());
+    press(cache, 0);
+    EXPECT_EQ(cache.stats().prefix.published_pages, 13u);
+    EXPECT_EQ(cache.open(run_of_tokens(30)).value().cached_tokens(), 24u);
+    // At 20 tokens the first table lacks page 4; at 16 its page 3, at 12 its page 2: 8 is where all agree.
+    EXPECT_EQ(cache.open(run_of_tokens(24)).value().cached_tokens(), 8u);
+    ASSERT_TRUE(cache.unpin(pin));
+    ASSERT_TRUE(cache.unpin(longer));
+  }
+  {
+    Sequence b = cache.open(run_of_tokens(24)).value();
+    EXPECT_EQ(b.cached_tokens(), 8u);
+    feed(b, 24);
+  }
+  EXPECT_EQ(cache.open(run_of_tokens(24)).value().cached_tokens(), 23u) << "published behind the shortened hit";
+  EXPECT_EQ(cache.stats().pool.used_pages, 0u);
+  EXPECT_EQ(cache.stats().prefix.pinned_pages, 0u);
 }
 
 TEST(PrefixSharing, AHitIsShortenedToWhereEveryWindowAndSinkIsThere) {

@@ -91,6 +91,44 @@ TEST(PagePool, ReleaseOfAnIdNotInUseChangesNothing) {
   EXPECT_EQ(pool.stats().shared_pages, 0U);
 }
 
+TEST(PagePool, ABatchThatIsRefusedInItsMiddleIsUndoneForSharedPagesToo) {
+  PagePool pool = make_pool(8);
+  std::vector<PageId> ids(5);
+  ASSERT_TRUE(pool.allocate(ids));
+  const PageId shared[] = {ids[1], ids[2], ids[2]};
+  ASSERT_TRUE(pool.retain(shared));
+  ASSERT_EQ(pool.stats().shared_pages, 2U);
+  for (const PageId bad : {PageId{7}, kNullPage}) {
+    const PageId batch[] = {ids[0], ids[1], ids[2], ids[2], ids[0], bad, ids[3]};
+    EXPECT_EQ(pool.retain(batch).error(), Errc::kInvalidArgument);
+    const PageId fewer[] = {ids[0], ids[1], ids[2], ids[2], bad, ids[3]};
+    EXPECT_EQ(pool.release(fewer).error(), Errc::kInvalidArgument);
+    for (std::size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(pool.ref_count(ids[i]), i == 1 ? 2U : i == 2 ? 3U : 1U);
+    EXPECT_EQ(pool.stats().shared_pages, 2U);
+    EXPECT_EQ(pool.stats().used_pages, 5U);
+    EXPECT_EQ(pool.stats().free_pages, 3U);
+  }
+  EXPECT_EQ(pool.allocate().value(), PageId{5}) << "the free list is as it was";
+}
+
+TEST(PagePool, CountsAllocationsAndTheMostPagesEverInUse) {
+  PagePool pool = make_pool(8);
+  std::vector<PageId> ids(5);
+  ASSERT_TRUE(pool.allocate(ids));
+  ASSERT_TRUE(pool.release(std::span(ids).first(3)));
+  ASSERT_TRUE(pool.allocate());
+  PoolStats stats = pool.stats();
+  EXPECT_EQ(stats.allocations, 6U);
+  EXPECT_EQ(stats.used_pages, 3U);
+  EXPECT_EQ(stats.peak_used_pages, 5U);
+  EXPECT_EQ(stats.failed_allocations, 0U);
+  EXPECT_EQ(stats.page_bytes, 4096U);
+  EXPECT_FALSE(stats.huge_pages);
+  ids.resize(4);
+  ASSERT_TRUE(pool.allocate(ids));
+  EXPECT_EQ(pool.stats().peak_used_pages, 7U);
+}
+
 TEST(PagePool, DoubleReleaseIsRefusedAlsoWithinOneBatch) {
   PagePool pool = make_pool(4);
   const PageId id = pool.allocate().value();
@@ -139,8 +177,21 @@ TEST(PagePool, WatermarkBindsAdmissionAndNotAllocation) {
   EXPECT_FALSE(pool.can_allocate(7));
   EXPECT_FALSE(pool.can_allocate(std::numeric_limits<std::uint64_t>::max()));
   std::vector<PageId> ids(10);
-  EXPECT_TRUE(pool.allocate(ids));
+  EXPECT_TRUE(pool.allocate(std::span(ids).first(6)));
+  EXPECT_TRUE(pool.can_allocate(0)) << "four are left, as they should be";
+  EXPECT_FALSE(pool.can_allocate(1));
+  EXPECT_TRUE(pool.allocate(std::span(ids).first(4)));
   EXPECT_FALSE(pool.can_allocate(0));
+}
+
+TEST(PagePool, CreatesWhatIsJustWithinItsBounds) {
+  EXPECT_TRUE(PagePool::create({.page_bytes = 1, .capacity_pages = 1, .watermark_pages = 1}));
+  EXPECT_TRUE(PagePool::create({.page_bytes = 64, .capacity_pages = 4, .max_capacity_pages = 4}));
+  EXPECT_TRUE(PagePool::create({.page_bytes = 64, .capacity_pages = 4, .huge_pages = HugePages::kTransparent}));
+  EXPECT_EQ(PagePool::create({.page_bytes = 64, .capacity_pages = 1, .max_capacity_pages = 1ULL << 31}).error(),
+            Errc::kInvalidArgument);
+  EXPECT_EQ(PagePool::create({.page_bytes = 64, .capacity_pages = 4, .huge_pages = static_cast<HugePages>(9)}).error(),
+            Errc::kInvalidArgument);
 }
 
 TEST(PagePool, RefusesAbsurdSizes) {
@@ -214,10 +265,21 @@ TEST(PagePool, TrimOfPagesSmallerThanAnOsPageSparesLiveNeighbours) {
   EXPECT_EQ(pool.stats().committed_bytes, 256U * 1024 - given);
 }
 
+TEST(PagePool, TrimGivesAllBackWhateverPiecesItWorksIn) {
+  PagePool pool = make_pool(400'000, 192);  // 18,750 OS pages, and more than is given back in one piece
+  std::vector<PageId> ids(400'000);
+  ASSERT_TRUE(pool.allocate(ids));
+  ASSERT_TRUE(pool.release(ids));
+  EXPECT_EQ(pool.trim().value(), 400'000U * 192);
+  EXPECT_EQ(pool.stats().committed_bytes, 0U);
+}
+
 TEST(PagePool, MetadataIsUnderAThousandthOfThePagesOfAnEightBillionModel) {
   PagePool pool = make_pool(4096, std::uint64_t{2} << 20);
   const PoolStats stats = pool.stats();
   EXPECT_LT(stats.metadata_bytes * 1000, stats.page_bytes * stats.capacity_pages);
+  EXPECT_GT(stats.metadata_bytes, 4096U * 8) << "a state and an entry of the free list for each page";
+  EXPECT_LT(stats.metadata_bytes, 4096U * 8 + 4096);
 }
 
 PagePool make_elastic_pool(std::uint64_t capacity_pages, std::uint64_t max_capacity_pages) {
@@ -256,6 +318,22 @@ TEST(PagePool, LoweredCapacityBindsAndGivesMemoryBack) {
   expect_counts_add_up(pool);
 }
 
+TEST(PagePool, CapacityMayBeWhatItIsAndThenNoMemoryIsGivenBack) {
+  PagePool pool = make_elastic_pool(4, 8);
+  std::vector<PageId> ids(4);
+  ASSERT_TRUE(pool.allocate(ids));
+  ASSERT_TRUE(pool.release(std::span(ids).first(1)));
+  for (const std::uint64_t capacity : {std::uint64_t{4}, std::uint64_t{8}}) {
+    ASSERT_TRUE(pool.set_capacity(capacity));
+    EXPECT_EQ(pool.stats().committed_bytes, 4U * 8192) << "a capacity of " << capacity;
+  }
+  ASSERT_TRUE(pool.set_capacity(3)) << "as many as are in use";
+  EXPECT_EQ(pool.stats().committed_bytes, 3U * 8192);
+  EXPECT_EQ(pool.set_capacity(2).error(), Errc::kInvalidArgument);
+  PagePool with_watermark = make_pool(4, 4096, 3);
+  EXPECT_TRUE(with_watermark.set_capacity(3));
+}
+
 TEST(PagePool, RefusesCapacitiesThatCannotBe) {
   PagePool pool = make_elastic_pool(4, 6);
   EXPECT_EQ(pool.set_capacity(0).error(), Errc::kInvalidArgument);
@@ -271,7 +349,16 @@ TEST(PagePool, AMovedFromPoolAnswersErrors) {
   PagePool moved = std::move(pool);
   EXPECT_EQ(pool.allocate().error(), Errc::kClosed);  // NOLINT(bugprone-use-after-move)
   EXPECT_EQ(pool.trim().error(), Errc::kClosed);
+  EXPECT_EQ(pool.set_capacity(1).error(), Errc::kClosed);
+  EXPECT_EQ(pool.retain({}).error(), Errc::kClosed);
+  EXPECT_EQ(pool.release({}).error(), Errc::kClosed);
   EXPECT_EQ(pool.stats().capacity_pages, 0U);
+  EXPECT_EQ(pool.capacity_pages() + pool.max_capacity_pages() + pool.available_pages() + pool.page_bytes(), 0U);
+  EXPECT_EQ(pool.base(), nullptr);
+  EXPECT_EQ(pool.page_data(PageId{0}), nullptr);
+  EXPECT_EQ(pool.ref_count(PageId{0}), 0U);
+  EXPECT_FALSE(pool.is_evictable(PageId{0}));
+  EXPECT_FALSE(pool.can_allocate(0));
   EXPECT_TRUE(moved.allocate());
 }
 

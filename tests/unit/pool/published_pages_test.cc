@@ -26,8 +26,8 @@ class Fifo final : public pool::PublishedPages {
 };
 
 struct Fixture {
-  Fixture()
-      : pool(PagePool::Impl::create({.page_bytes = 4096, .capacity_pages = 4, .huge_pages = HugePages::kNever},
+  explicit Fixture(std::uint64_t page_bytes = 4096)
+      : pool(PagePool::Impl::create({.page_bytes = page_bytes, .capacity_pages = 4, .huge_pages = HugePages::kNever},
                                     memory::system_memory())
                  .value()) {
     const std::scoped_lock guard(pool->lock());
@@ -80,6 +80,16 @@ TEST(PublishedPages, AreTakenAfterAllFreePagesInTheOrderOfTheHook) {
   EXPECT_TRUE(f.pool->is_exclusive(a));
 }
 
+TEST(PublishedPages, ABatchOfNeverUsedPagesAndVictimsHasMemory) {
+  Fixture f(4 << 20);  // far apart, so that memory of one page is none of the next
+  f.release(f.published());
+  std::vector<PageId> ids(4);
+  ASSERT_TRUE(f.pool->allocate(ids));
+  EXPECT_EQ(f.pool->stats().evictions, 1U);
+  EXPECT_EQ(f.pool->stats().committed_bytes, 4U * (4 << 20));
+  for (const PageId id : ids) *f.pool->page_data(id) = std::byte{1};
+}
+
 TEST(PublishedPages, AnAllocationThatCannotSucceedEvictsNothing) {
   Fixture f;
   f.release(f.published());
@@ -118,6 +128,70 @@ TEST(PublishedPages, UnpublishingAnEvictablePageFreesIt) {
   }
   EXPECT_EQ(f.pool->stats().free_pages, 4U);
   EXPECT_EQ(f.pool->stats().evictable_pages, 0U);
+}
+
+TEST(PublishedPages, CountsOfUsedAndSharedPagesFollowEveryReference) {
+  Fixture f;
+  const PageId id = f.published();
+  f.release(id);
+  f.allocate();
+  {
+    const std::scoped_lock guard(f.pool->lock());
+    EXPECT_TRUE(f.pool->retain_locked(id));
+  }
+  EXPECT_EQ(f.pool->stats().peak_used_pages, 2U) << "a page that is found again is in use";
+  const auto expect_shared = [&f](std::uint64_t num_shared) { EXPECT_EQ(f.pool->stats().shared_pages, num_shared); };
+  {
+    const std::scoped_lock guard(f.pool->lock());
+    EXPECT_TRUE(f.pool->retain_locked(id));
+    EXPECT_TRUE(f.pool->retain_locked(id));
+  }
+  EXPECT_EQ(f.pool->ref_count(id), 3U);
+  expect_shared(1);
+  for (const std::uint64_t num_shared : {1U, 0U, 0U}) {
+    {
+      const std::scoped_lock guard(f.pool->lock());
+      f.pool->release_locked(id);
+    }
+    expect_shared(num_shared);
+  }
+  EXPECT_TRUE(f.pool->is_evictable(id));
+  EXPECT_EQ(f.fifo.order, std::deque<PageId>{id});
+}
+
+TEST(PublishedPages, AnUnpublishedPageInUseIsFreedByItsLastReference) {
+  Fixture f;
+  const PageId id = f.published();
+  {
+    const std::scoped_lock guard(f.pool->lock());
+    f.pool->unpublish_locked(id);
+  }
+  EXPECT_TRUE(f.pool->is_exclusive(id));
+  EXPECT_EQ(f.pool->stats().used_pages, 1U);
+  {
+    const std::scoped_lock guard(f.pool->lock());
+    f.pool->release_locked(id);
+  }
+  EXPECT_EQ(f.pool->stats().free_pages, 4U);
+  EXPECT_EQ(f.allocate(), id);
+  EXPECT_TRUE(f.fifo.order.empty());
+}
+
+TEST(PublishedPages, ABatchOfPublishedAndPlainPagesIsReleasedWholeOrNotAtAll) {
+  Fixture f;
+  const PageId a = f.published(), plain = f.allocate(), b = f.published();
+  const PageId refused[] = {a, plain, b, b};
+  EXPECT_EQ(f.pool->release(refused).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(f.pool->stats().used_pages, 3U);
+  EXPECT_TRUE(f.fifo.order.empty());
+  const PageId twice[] = {b};
+  ASSERT_TRUE(f.pool->retain(twice));
+  const PageId batch[] = {b, plain, a, b};
+  ASSERT_TRUE(f.pool->release(batch));
+  EXPECT_EQ(f.fifo.order, (std::deque<PageId>{b, a})) << "each is told of once";
+  EXPECT_EQ(f.pool->stats().evictable_pages, 2U);
+  EXPECT_EQ(f.pool->stats().free_pages, 2U);
+  EXPECT_EQ(f.pool->stats().shared_pages, 0U);
 }
 
 TEST(PublishedPages, TrimKeepsThem) {

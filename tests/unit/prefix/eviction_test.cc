@@ -113,6 +113,69 @@ TEST(Eviction, RetentionHoldsForARangeOfTokens) {
   EXPECT_EQ(cached(c, system), 2U) << "the first page alone stays";
 }
 
+// Evicts all prompts one page at a time; returns the first tokens of the pages in the order in which they went.
+std::vector<Token> order_of_eviction(const std::vector<std::vector<RetentionRange>>& retention) {
+  CachedStore c(static_cast<std::uint64_t>(retention.size()) + 1, 2, {.event_capacity = 64, .now_ms = &fake_clock});
+  for (std::size_t i = 0; i < retention.size(); ++i) {
+    Sequence s = c.prefill(run_of_tokens(3, static_cast<Token>(i * 10)), {}, retention[i]);
+  }
+  std::vector<PageId> published(retention.size());
+  c.index().poll_events(
+      [](void* user, const CacheEvent& event) noexcept {
+        auto& all = *static_cast<std::vector<PageId>*>(user);
+        all[static_cast<std::size_t>(event.tokens[0] / 10)] = event.page;
+      },
+      &published);
+  std::vector<Token> order;
+  allocate(c, 1);
+  fake_now_ms += 10;
+  for (std::size_t i = 0; i < retention.size(); ++i) {
+    const PageId gone = c.pool().allocate().value();
+    order.push_back(static_cast<Token>(std::find(published.begin(), published.end(), gone) - published.begin()));
+  }
+  return order;
+}
+
+TEST(Eviction, ARangeHoldsForThePagesThatItOverlapsAndNoOthers) {
+  fake_now_ms = 0;
+  EXPECT_EQ(order_of_eviction({{{.begin_token = 2, .end_token = 9, .priority = 90}},
+                               {{.begin_token = 1, .end_token = 2, .priority = 80}},
+                               {{.begin_token = 0, .end_token = 1, .priority = 70}},
+                               {}}),
+            (std::vector<Token>{0, 3, 2, 1}));
+}
+
+TEST(Eviction, OfTheRangesOfAPageTheHighestHoldsAndOfEqualOnesTheFirst) {
+  fake_now_ms = 0;
+  EXPECT_EQ(order_of_eviction({{{.priority = 50}, {.priority = 80}, {.priority = 60}},
+                               {{.priority = 70}},
+                               {{.priority = 75}, {.priority = 75, .duration_ms = 1}},
+                               {{.priority = 85}, {.priority = 40}}}),
+            (std::vector<Token>{1, 2, 0, 3}));
+}
+
+TEST(Eviction, AReusedPageTakesTheRetentionOfItsLastUser) {
+  CachedStore c(4, 2);
+  const RetentionRange keep[] = {{.priority = 90}};
+  const auto old = run_of_tokens(3, 100);
+  {
+    Sequence s = c.prefill(old);
+  }
+  {
+    Sequence s = c.prefill(run_of_tokens(3, 200));
+  }
+  {
+    Sequence s = c.open(old, {}, keep);
+    EXPECT_EQ(s.num_tokens(), 2U);
+  }
+  {
+    Sequence s = c.prefill(run_of_tokens(3, 300));
+  }
+  allocate(c, 3);
+  EXPECT_EQ(c.index().stats().published_pages, 1U);
+  EXPECT_EQ(cached(c, old), 2U);
+}
+
 TEST(Eviction, APriorityFallsBackToTheDefaultWhenItsDurationEnds) {
   fake_now_ms = 1000;
   CachedStore c(4, 2, {.now_ms = &fake_clock});

@@ -67,14 +67,17 @@ TEST(PrefixFaults, APinIsThereOrNot) {
   {
     Sequence s = c.prefill(run_of_tokens(17));
   }
-  const auto root = c.index().acquire({}, {}).value();
-  const auto tokens = run_of_tokens(17);
+  PrefixChain chain;
+  chain.name_space = c.index().acquire({}, {}).value();
   int failures = 0;
   for (std::int64_t fail_at = 0;; ++fail_at) {
+    PrefixChain mine = chain;
+    std::vector<PageId> pages(4);
+    ASSERT_EQ(c.index().match(mine, run_of_tokens(16), pages).num_pages, 4U);
     Result<PinId> pin = Error{};
     {
       const FailingNew faults(fail_at);
-      pin = c.index().pin(root, tokens);
+      pin = c.index().pin(std::move(pages));
     }
     if (pin) break;
     ++failures;

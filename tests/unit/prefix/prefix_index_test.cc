@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "support/cached_store.h"
+#include "support/guarded_memory.h"
 
 namespace pagedkv {
 namespace {
@@ -203,8 +204,7 @@ TEST(PrefixIndex, PinnedPagesStayWhateverIsAllocated) {
   {
     Sequence a = c.prefill(run_of_tokens(9));
   }
-  const auto root = c.index().acquire({}, {}).value();
-  const PinId pin = c.index().pin(root, run_of_tokens(9)).value();
+  const PinId pin = c.pin(run_of_tokens(9)).value();
   EXPECT_EQ(c.index().stats().pinned_pages, 2U);
   EXPECT_EQ(c.pool().stats().used_pages, 2U);
   std::vector<PageId> all(6);
@@ -218,10 +218,9 @@ TEST(PrefixIndex, PinnedPagesStayWhateverIsAllocated) {
 TEST(PrefixIndex, PinsNestAndUnpinningWhatIsNotPinnedIsAnError) {
   CachedStore c(8, 4);
   Sequence a = c.prefill(run_of_tokens(9));
-  const auto root = c.index().acquire({}, {}).value();
-  EXPECT_EQ(c.index().pin(root, run_of_tokens(9, 100)).error(), Errc::kNotFound);
-  const PinId one = c.index().pin(root, run_of_tokens(9)).value();
-  const PinId two = c.index().pin(root, run_of_tokens(4)).value();
+  EXPECT_EQ(c.pin(run_of_tokens(9, 100)).error(), Errc::kNotFound);
+  const PinId one = c.pin(run_of_tokens(9)).value();
+  const PinId two = c.pin(run_of_tokens(4)).value();
   EXPECT_EQ(c.index().stats().pinned_pages, 2U);
   ASSERT_TRUE(c.index().unpin(one));
   EXPECT_EQ(c.index().stats().pinned_pages, 1U);
@@ -236,7 +235,7 @@ TEST(PrefixIndex, ClearMakesEverythingUnfindableAndSequencesGoOn) {
   {
     Sequence b = c.prefill(run_of_tokens(10, 50));
   }
-  const PinId pin = c.index().pin(c.index().acquire({}, {}).value(), run_of_tokens(10)).value();
+  const PinId pin = c.pin(run_of_tokens(10)).value();
   c.index().clear();
   EXPECT_EQ(c.pool().stats().evictable_pages, 0U);
   EXPECT_EQ(c.index().stats().published_pages, 0U);
@@ -279,6 +278,80 @@ TEST(PrefixIndex, EventsTellWhatIsStoredEvictedAndCleared) {
   EXPECT_EQ(c.index().poll_events(collect, &seen), 0U);
 }
 
+struct Event {
+  CacheEventKind kind;
+  PageId page;
+  std::uint64_t hash, parent_hash, sequence_number;
+  std::vector<Token> tokens;
+};
+
+std::vector<Event> poll(CachedStore& c) {
+  std::vector<Event> events;
+  const std::uint64_t count = c.index().poll_events(
+      [](void* user, const CacheEvent& e) noexcept {
+        static_cast<std::vector<Event>*>(user)->push_back(
+            {e.kind, e.page, e.hash, e.parent_hash, e.sequence_number, {e.tokens.begin(), e.tokens.end()}});
+      },
+      &events);
+  EXPECT_EQ(count, events.size());
+  return events;
+}
+
+TEST(PrefixIndex, EventsNameTheirPageAndTenantsHaveHashesOfTheirOwn) {
+  CachedStore c(8, 2, {.event_capacity = 8});
+  Sequence a = c.prefill(run_of_tokens(3), "a"), b = c.prefill(run_of_tokens(3), "b");
+  c.index().clear();
+  const std::vector<Event> events = poll(c);
+  ASSERT_EQ(events.size(), 3U);
+  EXPECT_EQ(events[0].page, a.pages()[0]);
+  EXPECT_EQ(events[1].page, b.pages()[0]);
+  EXPECT_EQ(events[0].parent_hash, c.index().acquire("a", {}).value()->seed);
+  EXPECT_EQ(events[1].parent_hash, c.index().acquire("b", {}).value()->seed);
+  EXPECT_NE(events[0].parent_hash, events[1].parent_hash);
+  EXPECT_NE(events[0].hash, events[1].hash);
+  EXPECT_EQ(events[2].page, kNullPage);
+  EXPECT_EQ(events[2].hash, 0U);
+  EXPECT_EQ(events[2].parent_hash, 0U);
+  EXPECT_TRUE(events[2].tokens.empty());
+}
+
+TEST(PrefixIndex, AFullRingHasLostNothingYet) {
+  CachedStore c(32, 1, {.event_capacity = 4});
+  Sequence a = c.prefill(run_of_tokens(4));
+  EXPECT_EQ(c.index().stats().lost_events, 0U);
+  EXPECT_EQ(poll(c).size(), 4U);
+  Sequence b = c.prefill(run_of_tokens(5, 50));
+  EXPECT_EQ(c.index().stats().lost_events, 1U) << "one of five";
+  const std::vector<Event> events = poll(c);
+  ASSERT_EQ(events.size(), 4U);
+  EXPECT_EQ(events[0].sequence_number, 5U);
+  EXPECT_EQ(events[0].tokens, std::vector<Token>{51});
+  EXPECT_EQ(events[3].tokens, std::vector<Token>{54});
+}
+
+TEST(PrefixIndex, WithoutARingThereAreNoEvents) {
+  CachedStore c(8, 2);
+  Sequence a = c.prefill(run_of_tokens(5));
+  c.index().clear();
+  EXPECT_TRUE(poll(c).empty());
+  EXPECT_EQ(c.index().stats().lost_events, 0U);
+}
+
+TEST(PrefixIndex, CountsItsOwnMemory) {
+  constexpr std::uint64_t kPages = 100, kPageSize = 16, kEvents = 1000;
+  const auto bytes_of = [](std::uint64_t event_capacity) {
+    CachedStore c(kPages, kPageSize, {.event_capacity = event_capacity});
+    return c.index().stats().metadata_bytes;
+  };
+  // A line of the index, tokens, a bucket of 128, two bytes of standing and the links of those that wait.
+  const std::uint64_t known = kPages * (sizeof(prefix::Entry) + kPageSize * sizeof(Token) + 2) + 128 * 4;
+  EXPECT_GT(bytes_of(0), known + kPages * 32);
+  EXPECT_LT(bytes_of(0), known + kPages * 96);
+  const std::uint64_t ring = bytes_of(kEvents) - bytes_of(0);
+  EXPECT_GE(ring, kEvents * (2 * 8 + 4 + 1 + kPageSize * sizeof(Token)));
+  EXPECT_LE(ring, kEvents * (4 * 8 + kPageSize * sizeof(Token)));
+}
+
 TEST(PrefixIndex, AnOverflowingRingLosesTheOldestAndSaysSo) {
   CachedStore c(32, 1, {.event_capacity = 4});
   Sequence a = c.prefill(run_of_tokens(10));
@@ -292,20 +365,11 @@ TEST(PrefixIndex, AnOverflowingRingLosesTheOldestAndSaysSo) {
   EXPECT_EQ(c.index().stats().lost_events, 6U);
 }
 
-TEST(PrefixIndex, CountsLookupsAndHits) {
-  CachedStore c(32, 4);
-  Sequence a = c.prefill(run_of_tokens(10));
-  Sequence b = c.open(run_of_tokens(10));
-  const PrefixStats stats = c.index().stats();
-  EXPECT_EQ(stats.lookups, 2U);
-  EXPECT_EQ(stats.lookup_tokens, 18U);
-  EXPECT_EQ(stats.hit_tokens, 8U);
-  EXPECT_EQ(stats.published_pages, 2U);
-}
-
 TEST(PrefixIndex, RefusesASecondIndexOnOnePoolAndBadRetention) {
   CachedStore c(8, 4);
   EXPECT_EQ(prefix::PrefixIndex::create(c.pool().impl(), 4, {}).error(), Errc::kBusy);
+  (void)c.prefill(run_of_tokens(9));
+  EXPECT_EQ(c.open(run_of_tokens(9)).num_tokens(), 8U) << "the first goes on";
   EXPECT_EQ(prefix::PrefixIndex::create(c.pool().impl(), 0, {}).error(), Errc::kInvalidArgument);
   EXPECT_EQ(prefix::PrefixIndex::create(c.pool().impl(), 4, {.event_capacity = ~0ULL}).error(), Errc::kInvalidArgument);
   const RetentionRange too_high[] = {{.priority = 101}};
@@ -313,6 +377,58 @@ TEST(PrefixIndex, RefusesASecondIndexOnOnePoolAndBadRetention) {
   EXPECT_EQ(prefix::PrefixIndex::check(too_high).error(), Errc::kInvalidArgument);
   EXPECT_EQ(prefix::PrefixIndex::check(empty).error(), Errc::kInvalidArgument);
   EXPECT_TRUE(prefix::PrefixIndex::check({}));
+  const RetentionRange highest[] = {{.begin_token = 5, .end_token = 6, .priority = 100}};
+  EXPECT_TRUE(prefix::PrefixIndex::check(highest));
+}
+
+TEST(PrefixIndex, IsCreatedForEveryPageSizeThatPagesHave) {
+  const auto create = [](std::uint32_t page_size, std::uint64_t event_capacity) {
+    PagePool pool = PagePool::create({.page_bytes = 64, .capacity_pages = 4, .huge_pages = HugePages::kNever}).value();
+    return prefix::PrefixIndex::create(pool.impl(), page_size, {.event_capacity = event_capacity}).error();
+  };
+  EXPECT_EQ(create(1, 0), Errc::kOk);
+  EXPECT_EQ(create(256, 0), Errc::kOk);
+  EXPECT_EQ(create(257, 0), Errc::kInvalidArgument);
+  EXPECT_EQ(create(1, prefix::kMaxEvents + 1), Errc::kInvalidArgument);
+}
+
+TEST(PrefixIndex, APoolServesAnotherIndexWhenItsFirstIsGone) {
+  PagePool pool = PagePool::create({.page_bytes = 64, .capacity_pages = 4, .huge_pages = HugePages::kNever}).value();
+  SequenceStore store = SequenceStore::create(pool, 2).value();
+  const std::vector<Token> tokens = run_of_tokens(4);
+  for (int round = 0; round < 2; ++round) {
+    auto index = prefix::PrefixIndex::create(pool.impl(), 2, {}).value();
+    PrefixChain chain;
+    chain.name_space = index->acquire({}, {}).value();
+    std::vector<PageId> pages(2);
+    ASSERT_TRUE(pool.allocate(pages));
+    EXPECT_EQ(index->publish(chain, tokens, pages), 0U);
+    ASSERT_TRUE(index->pin({pages[1]}));
+    ASSERT_TRUE(pool.release({pages.data(), 1}));
+    EXPECT_EQ(pool.stats().evictable_pages, 1U);
+    index.reset();
+    EXPECT_EQ(pool.stats().free_pages, 4U) << "pinned and evictable pages are given back";
+  }
+}
+
+TEST(PrefixIndex, ReadsNoTokenBehindThePrompt) {
+  CachedStore c(400, 4);
+  const auto prompt = run_of_tokens(4 * 70 + 3);
+  Sequence a = c.prefill(prompt);
+  for (const std::size_t length : {std::size_t{4} * 70, prompt.size()}) {
+    const testing::GuardedVector<Token> guarded(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(length));
+    testing::GuardedVector<PageId> pages(length / 4);
+    PrefixChain chain;
+    chain.name_space = c.index().acquire({}, {}).value();
+    const prefix::Match match = c.index().match(chain, guarded, pages);
+    EXPECT_EQ(match.num_pages, 70U);
+    EXPECT_EQ(match.partial, kNullPage);
+    PrefixChain other;
+    other.name_space = c.index().acquire("other", {}).value();
+    EXPECT_EQ(c.index().publish(other, guarded, pages), 0U) << "these pages stand for another tenant's tokens";
+    EXPECT_EQ(other.num_pages, 0U);
+    ASSERT_TRUE(c.pool().release(pages));
+  }
 }
 
 TEST(PrefixIndex, ALongPromptIsMatchedAndPublishedInManyBatches) {

@@ -94,6 +94,7 @@ TEST(Reserve, BusySequencesRefuseEverythingElse) {
   EXPECT_EQ(a.truncate(1).error(), Errc::kBusy);
   EXPECT_EQ(a.fork().error(), Errc::kBusy);
   EXPECT_EQ(a.close().error(), Errc::kBusy);
+  EXPECT_EQ(a.slide(1).error(), Errc::kBusy);
   EXPECT_EQ(f.reserve({{a.control(), 1}}).error(), Errc::kBusy);
   sequence::roll_back(*a.control());
   EXPECT_TRUE(a.close());
@@ -160,6 +161,28 @@ TEST(Reserve, CountsWhatItWouldTake) {
   sequence::roll_back(*b.control());
 }
 
+TEST(Reserve, ASequenceMayHoldAsManyTokensAsABatchCanIndex) {
+  Fixture f(10, 256);
+  Sequence a = f.open(0), b = f.open(1);
+  const std::vector<ReserveItem> longest = {{a.control(), (1U << 31) - 1}}, too_long = {{b.control(), (1U << 31) - 1}};
+  EXPECT_EQ(sequence::count_pages(*f.store.impl(), longest).value(), 1U << 23);
+  EXPECT_EQ(sequence::count_pages(*f.store.impl(), too_long).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(f.reserve(longest).error(), Errc::kOutOfPages);
+}
+
+TEST(Reserve, CountingRefusesWhatReservingRefusesAndLeavesNothingBusy) {
+  Fixture f(10);
+  Sequence a = f.open(6), b = f.open(2);
+  const auto error_of = [&f](const std::vector<ReserveItem>& items) {
+    return sequence::count_pages(*f.store.impl(), items).error();
+  };
+  EXPECT_EQ(error_of({}), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of({{a.control(), 1}, {nullptr, 1}}), Errc::kClosed);
+  EXPECT_EQ(error_of({{a.control(), 1}, {b.control(), 0}}), Errc::kInvalidArgument);
+  EXPECT_FALSE(a.control()->is_busy());
+  EXPECT_FALSE(b.control()->is_busy());
+}
+
 TEST(Reserve, TokenIdsFollowTheTokens) {
   Fixture f(10);
   Sequence a = f.open(0);
@@ -192,6 +215,26 @@ TEST(Reserve, TokenIdsOfAPromptMustBeRepeatedFaithfully) {
   ASSERT_TRUE(f.reserve({{a.control(), 3, beyond}}));
   sequence::commit(*a.control(), 3);
   EXPECT_EQ(a.tokens().size(), 5U);
+}
+
+TEST(Reserve, TokenIdsBehindAGapOfUnknownOnesAreNotKept) {
+  Fixture f(10);
+  Sequence a = f.open(2);
+  const std::vector<Token> ids = {3, 4};
+  ASSERT_TRUE(f.reserve({{a.control(), 2, ids}}));
+  sequence::commit(*a.control(), 2);
+  EXPECT_TRUE(a.tokens().empty());
+}
+
+TEST(Reserve, RollBackForgetsTheIdsThatTheStepBroughtAlone) {
+  Fixture f(10);
+  Sequence a = f.open(0);
+  a.control()->token_ids = {1, 2, 3};
+  const std::vector<Token> beyond = {1, 2, 3, 4, 5};
+  ASSERT_TRUE(f.reserve({{a.control(), 5, beyond}}));
+  EXPECT_EQ(a.tokens().size(), 5U);
+  sequence::roll_back(*a.control());
+  EXPECT_EQ(std::vector<Token>(a.tokens().begin(), a.tokens().end()), (std::vector<Token>{1, 2, 3}));
 }
 
 TEST(Reserve, FailsCleanlyAtEveryAllocation) {

@@ -225,6 +225,72 @@ TEST(Sequence, SlideReleasesWhatLiesBehindAWindowOfTheCallers) {
   EXPECT_EQ(forked.slide(3).value(), 6U) << "sinks too, now that none are asked for";
 }
 
+TEST(Sequence, TruncateToItsOwnLengthChangesNothing) {
+  Fixture f(10);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(7));
+  const auto before = pages_of(s);
+  ASSERT_TRUE(s.truncate(7));
+  EXPECT_EQ(s.num_tokens(), 7U);
+  EXPECT_EQ(pages_of(s), before);
+}
+
+TEST(Sequence, ForkOfPagesThatOthersGaveAwayIsRefusedAndOpensNothing) {
+  Fixture f(10);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(4));
+  const PageId given_away = s.pages()[0];
+  ASSERT_TRUE(f.pool.release({&given_away, 1}));
+  EXPECT_EQ(s.fork().error(), Errc::kInvalidArgument);
+  EXPECT_EQ(f.store.open_sequences(), 1U);
+  EXPECT_EQ(f.pool.allocate().value(), given_away) << "back where it was";
+}
+
+TEST(Sequence, MoveAssignmentToItselfChangesNothing) {
+  Fixture f(10);
+  Sequence s = f.store.open().value();
+  ASSERT_TRUE(s.append(4));
+  Sequence& alias = s;
+  s = std::move(alias);
+  EXPECT_EQ(s.num_tokens(), 4U);
+  EXPECT_EQ(f.store.open_sequences(), 1U);
+}
+
+TEST(Sequence, AClosedOneAnswersEveryQuestion) {
+  Fixture f(10, 4, {{}, {.window_left = 6}});
+  Sequence s = f.store.open().value();
+  EXPECT_EQ(s.page_size(), 4U);
+  EXPECT_EQ(s.num_groups(), 2U);
+  EXPECT_EQ(s.pages_needed(0), 0U);
+  EXPECT_TRUE(s.is_open());
+  Sequence moved = std::move(s);
+  // NOLINTBEGIN(bugprone-use-after-move)
+  EXPECT_FALSE(s.is_open());
+  EXPECT_EQ(s.page_size(), 0U);
+  EXPECT_EQ(s.num_groups(), 0U);
+  EXPECT_EQ(s.cached_tokens(), 0U);
+  EXPECT_EQ(s.pages_needed(5), 0U);
+  EXPECT_EQ(s.slide(1).error(), Errc::kClosed);
+  EXPECT_TRUE(s.pages(0).empty());
+  EXPECT_TRUE(s.close());
+  // NOLINTEND(bugprone-use-after-move)
+}
+
+TEST(SequenceStore, TakesShapesJustWithinItsBounds) {
+  PagePool pool = PagePool::create({.page_bytes = 64, .capacity_pages = 100}).value();
+  EXPECT_TRUE(SequenceStore::create(pool, 1));
+  EXPECT_TRUE(SequenceStore::create(pool, 256));
+  const std::vector<LayerGroup> many(64, {.window_left = 0});
+  SequenceStore store = SequenceStore::create(pool, 2, many).value();
+  Sequence s = store.open().value();
+  ASSERT_TRUE(s.append(2)) << "a page of each group, which no token to come sees";
+  EXPECT_EQ(pool.stats().used_pages, 0U);
+  SequenceStore moved = std::move(store);
+  EXPECT_EQ(store.open().error(), Errc::kClosed);  // NOLINT(bugprone-use-after-move)
+  EXPECT_EQ(store.open_sequences(), 0U);
+  EXPECT_EQ(moved.open_sequences(), 1U);
+}
+
 TEST(SequenceStore, RefusesBadShapes) {
   PagePool pool = PagePool::create({.page_bytes = 64, .capacity_pages = 1}).value();
   EXPECT_EQ(SequenceStore::create(pool, 0).error(), Errc::kInvalidArgument);
