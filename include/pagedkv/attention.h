@@ -157,7 +157,9 @@ class PAGEDKV_API AttentionPlan {
   [[nodiscard]] std::size_t num_rows() const noexcept;    ///< Query rows of the batch.
   [[nodiscard]] const char* target() const noexcept;      ///< Name of the kernel target in use.
   [[nodiscard]] std::uint64_t kv_bytes() const noexcept;  ///< Bytes of visible K and V that one run reads, once a head.
-  [[nodiscard]] double flops() const noexcept;            ///< 2 * (head_dim + v_head_dim) a visible (query head, key).
+  /// The same over these pages: values that lie inside their keys (MLA) are read with them.
+  [[nodiscard]] std::uint64_t kv_bytes(const KvView& pages) const noexcept;
+  [[nodiscard]] double flops() const noexcept;  ///< 2 * (head_dim + v_head_dim) a visible (query head, key).
 
   AttentionPlan(AttentionPlan&&) noexcept;
   AttentionPlan& operator=(AttentionPlan&&) noexcept;
@@ -177,16 +179,22 @@ class PAGEDKV_API AttentionPlan {
 PAGEDKV_API Result<void> merge_states(std::span<float> out_a, std::span<float> lse_a, std::span<const float> out_b,
                                       std::span<const float> lse_b) noexcept;
 
-/// Where rows of new tokens go: token i to slot `slots[i]` = page * page_size + offset in the page.
+/// Pages that may be written, as they lie; and read, since each is a KvView.
 struct KvWriteView {
   void* k = nullptr;
   void* v = nullptr;
   std::int64_t k_page_stride = 0, k_head_stride = 0, k_token_stride = 0;  ///< Bytes, as in KvView.
   std::int64_t v_page_stride = 0, v_head_stride = 0, v_token_stride = 0;
   std::int64_t num_pages = 0;
+
+  operator KvView() const noexcept {  // NOLINT(google-explicit-constructor): as T* is a const T*
+    return {k,        v, k_page_stride, k_head_stride, k_token_stride, v_page_stride, v_head_stride, v_token_stride,
+            num_pages};
+  }
 };
 
-/// Writes rows of K and V into pages, converting to their format; with non-temporal stores where they pay.
+/// Writes rows of K and V into pages, converting to their format; with non-temporal stores where they pay. Token i goes
+/// to slot `slots[i]` = page * page_size + offset in the page.
 ///
 /// Shape:   k [slots][num_kv_heads][head_dim], v [slots][num_kv_heads][v_head_dim]; negative slots are skipped
 /// Errors:  kInvalidArgument  sizes that do not match, or a slot outside the pages; nothing was written

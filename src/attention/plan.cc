@@ -449,6 +449,14 @@ std::uint64_t AttentionPlan::kv_bytes() const noexcept {
          size_of(params.kv_dtype);
 }
 
+std::uint64_t AttentionPlan::kv_bytes(const KvView& pages) const noexcept {
+  if (impl_ == nullptr) return 0;
+  kernels::AttendParams params = impl_->params;
+  params.pages = pages;
+  if (!kernels::values_lie_in_keys(params)) return kv_bytes();
+  return impl_->schedule.kv_keys * params.num_kv_heads * params.head_dim * size_of(params.kv_dtype);
+}
+
 double AttentionPlan::flops() const noexcept {
   if (impl_ == nullptr) return 0;
   const kernels::AttendParams& params = impl_->params;

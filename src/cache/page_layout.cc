@@ -49,32 +49,22 @@ Result<PageLayout> PageLayout::create(const ModelShape& shape, std::uint32_t pag
   return layout;
 }
 
-namespace {
-
-/// One layer's pages as a KvView or a KvWriteView: the strides are the same.
-template <class View, class Bytes>
-View layer_view(const PageLayout& layout, Bytes* base, std::uint32_t layer, std::uint64_t num_pages) noexcept {
-  PAGEDKV_ASSERT(layer < layout.num_layers);
-  Bytes* const k = base + layer * layout.layer_stride;
-  View view;
+KvWriteView PageLayout::write_view(std::byte* base, std::uint32_t layer, std::uint64_t num_pages) const noexcept {
+  PAGEDKV_ASSERT(layer < num_layers);
+  std::byte* const k = base + layer * layer_stride;
+  KvWriteView view;
   view.k = k;
-  view.v = k + layout.v_offset;
-  view.k_page_stride = view.v_page_stride = static_cast<std::int64_t>(layout.page_bytes);
-  view.k_head_stride = view.v_head_stride = static_cast<std::int64_t>(layout.head_stride);
-  view.k_token_stride = layout.k_row_bytes;
-  view.v_token_stride = layout.v_row_bytes;
+  view.v = k + v_offset;
+  view.k_page_stride = view.v_page_stride = static_cast<std::int64_t>(page_bytes);
+  view.k_head_stride = view.v_head_stride = static_cast<std::int64_t>(head_stride);
+  view.k_token_stride = k_row_bytes;
+  view.v_token_stride = v_row_bytes;
   view.num_pages = static_cast<std::int64_t>(num_pages);
   return view;
 }
 
-}  // namespace
-
 KvView PageLayout::view(const std::byte* base, std::uint32_t layer, std::uint64_t num_pages) const noexcept {
-  return layer_view<KvView>(*this, base, layer, num_pages);
-}
-
-KvWriteView PageLayout::write_view(std::byte* base, std::uint32_t layer, std::uint64_t num_pages) const noexcept {
-  return layer_view<KvWriteView>(*this, base, layer, num_pages);
+  return write_view(const_cast<std::byte*>(base), layer, num_pages);  // as a KvView it only reads
 }
 
 void PageLayout::copy_rows(std::byte* to_page, const std::byte* from_page, std::uint32_t num_tokens) const noexcept {

@@ -55,8 +55,13 @@ struct CodecF16 {
   static constexpr std::size_t kPerUnit = 2;
 
   static HWY_INLINE VecF32 load(const Stored* from) {
+#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SCALAR  // no instruction, and Highway's substitute knows no infinities
+    const hn::Rebind<std::uint16_t, F32> d16;
+    return split<0>(hn::PromoteTo(U32(), hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(from))));
+#else
     const hn::Rebind<hwy::float16_t, F32> d16;
     return hn::PromoteTo(F32(), hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+#endif
   }
   template <int kHalf>
   static HWY_INLINE VecF32 split(VecU32 units) {

@@ -2,9 +2,11 @@
 //
 // Layer: kernels. Shape of the work: q [rows * group][head_dim] f32 (already scaled); for each block, slabs of 64 dims
 // of K give scores [rows * group][64], the softmax turns them into weights, slabs of 64 dims of V give the output.
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "format/convert.h"
 #include "hwy/highway.h"
@@ -25,6 +27,7 @@ namespace pagedkv::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr std::size_t kSlabFloats = static_cast<std::size_t>(kBlockKeys) * kSlabDims;
 
 /// One task at work: its scratch, cut into arrays, and the steps over a block.
 class Attention {
@@ -38,12 +41,13 @@ class Attention {
     sum_ = largest_ + layout_.rows;
     decay_ = sum_ + layout_.rows;
     slab_ = decay_ + layout_.rows;
+    zeros_ = slab_ + kSlabFloats;
   }
 
   static std::size_t scratch_bytes(const AttendParams& params, std::int32_t max_rows) {
     const Layout layout(params, max_rows);
-    return sizeof(float) * (layout.q_floats + layout.out_floats + layout.score_floats + 3 * layout.rows +
-                            static_cast<std::size_t>(kBlockKeys) * kSlabDims);
+    return sizeof(float) * (layout.q_floats + layout.out_floats + layout.score_floats + 3 * layout.rows + kSlabFloats +
+                            layout.out_stride);
   }
 
   HWY_INLINE void run() {
@@ -52,7 +56,7 @@ class Attention {
       Block blocks[2];
       blocks[0].gather(params_, task_, task_.kv_begin);
       for (std::size_t i = 0;; i ^= 1) {
-        const Block& block = blocks[i];
+        Block& block = blocks[i];
         const std::int64_t end = block.begin + kBlockKeys;
         const bool is_last = end >= task_.kv_end;
         const bool has_next = is_last && task_.next != nullptr && task_.next->kv_begin < task_.next->kv_end;
@@ -97,6 +101,7 @@ class Attention {
     std::fill_n(out_, layout_.out_floats, 0.0F);
     std::fill_n(largest_, layout_.heads, kMinusInfinity);
     std::fill_n(sum_, layout_.heads, 0.0F);
+    std::fill_n(zeros_, layout_.out_stride, 0.0F);
   }
 
   void load_row(const void* base, DType dtype, std::size_t from, std::size_t count, float* to) const {
@@ -118,7 +123,7 @@ class Attention {
     return keys;
   }
 
-  void compute(const Block& block, const Block* next) {
+  void compute(Block& block, const Block* next) {
     // Rows that see the block are consecutive: positions rise with rows.
     std::int32_t first = 0, last = task_.num_rows;
     while (first < last && is_empty(visible(block, first))) ++first;
@@ -136,7 +141,37 @@ class Attention {
         weigh(static_cast<std::size_t>(row) * params_.group + g, keys);
       }
     }
+    const std::uint64_t exceptions = params_.mask_kind != MaskKind::kNone ? set_exceptions_aside(block) : 0;
     accumulate(block, prefetcher, begin, end);
+    if (exceptions != 0) [[unlikely]]
+      add_exceptions(block, exceptions, begin, end);
+  }
+
+  // A mask may hide a key from some rows of a tile by weight 0, which an infinity or a NaN in V would turn into NaN:
+  // such rows of V become zeros, to be added by themselves. Returns their keys as bits.
+  std::uint64_t set_exceptions_aside(Block& block) {
+    const std::uint64_t exceptions = stored_.find_exceptions(block, params_.v_head_dim);
+    for (std::uint64_t left = exceptions; left != 0; left &= left - 1) {
+      const int key = std::countr_zero(left);
+      exceptions_[key] = std::exchange(block.v[key], reinterpret_cast<const std::byte*>(zeros_));
+    }
+    return exceptions;
+  }
+
+  // Adds the rows of V that were set aside to the rows that give them weight.
+  void add_exceptions(const Block& block, std::uint64_t exceptions, std::size_t begin, std::size_t end) {
+    for (; exceptions != 0; exceptions &= exceptions - 1) {
+      const int key = std::countr_zero(exceptions);
+      for (std::size_t at = begin; at < end; ++at) {
+        const Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
+        const float weight = scores_[at * kBlockKeys + static_cast<std::size_t>(key)];
+        if (key < keys.first || key >= keys.last || weight == 0) continue;
+        float* const out = out_ + at * layout_.out_stride;
+        for (std::size_t dim = 0; dim < params_.v_head_dim; ++dim) {
+          out[dim] += weight * format::load_element(exceptions_[key], dim, params_.kv_dtype);
+        }
+      }
+    }
   }
 
   static bool is_empty(Span keys) { return keys.first >= keys.last; }
@@ -339,13 +374,15 @@ class Attention {
   const AttendTask& task_;
   const Layout layout_;
   const StoredRows stored_;
-  float* q_;        // [rows * group][head_dim]
-  float* out_;      // [rows * group][layout_.out_stride]
-  float* scores_;   // [rows * group][kBlockKeys]
-  float* largest_;  // [rows * group] largest logit so far
-  float* sum_;      // [rows * group] sum of e^(logit - largest)
-  float* decay_;    // [rows * group] what the step at hand multiplies earlier sums by
-  float* slab_;     // [64][64], of K or of V
+  float* q_;                                 // [rows * group][head_dim]
+  float* out_;                               // [rows * group][layout_.out_stride]
+  float* scores_;                            // [rows * group][kBlockKeys]
+  float* largest_;                           // [rows * group] largest logit so far
+  float* sum_;                               // [rows * group] sum of e^(logit - largest)
+  float* decay_;                             // [rows * group] what the step at hand multiplies earlier sums by
+  float* slab_;                              // [64][64], of K or of V
+  float* zeros_;                             // [layout_.out_stride], a row of V in any format
+  const std::byte* exceptions_[kBlockKeys];  // rows of V that were set aside
 };
 
 }  // namespace pagedkv::kernels::HWY_NAMESPACE

@@ -59,6 +59,17 @@ struct AttendTask {
   const AttendTask* next = nullptr;
 };
 
+/// True if every value row is a part of its key row (MLA), so that who reads the keys has read the values.
+inline bool values_lie_in_keys(const AttendParams& params) noexcept {
+  const KvView& pages = params.pages;
+  const auto element = static_cast<std::int64_t>(size_of(params.kv_dtype));
+  const auto offset =
+      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(pages.v) - reinterpret_cast<std::uintptr_t>(pages.k));
+  return pages.k_page_stride == pages.v_page_stride && pages.k_head_stride == pages.v_head_stride &&
+         pages.k_token_stride == pages.v_token_stride && offset >= 0 &&
+         offset + params.v_head_dim * element <= params.head_dim * element;
+}
+
 /// Computes one task. `scratch` is 64-byte aligned and holds at least scratch_bytes(params).
 using AttendFn = void (*)(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept;
 

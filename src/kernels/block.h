@@ -40,6 +40,7 @@ struct Block {
     const KvView& view = params.pages;
     const std::int64_t page_size = params.page_size, head = task.kv_head;
     const std::int64_t element = static_cast<std::int64_t>(size_of(params.kv_dtype));
+    const bool reads_values = !values_lie_in_keys(params);
     const std::int32_t* page = task.page_table + (begin + first) / page_size;
     std::int64_t slot = (begin + first) % page_size;
     for (std::int64_t index = first; index < last; ++page, slot = 0) {
@@ -49,7 +50,7 @@ struct Block {
       const auto* const v_row = static_cast<const std::byte*>(view.v) + *page * view.v_page_stride +
                                 head * view.v_head_stride + slot * view.v_token_stride;
       add_rows(k + index, k_row, count, view.k_token_stride, params.head_dim * element, true);
-      add_rows(v + index, v_row, count, view.v_token_stride, params.v_head_dim * element, view.v != view.k);
+      add_rows(v + index, v_row, count, view.v_token_stride, params.v_head_dim * element, reads_values);
       index += count;
     }
     std::fill_n(k, first, k[first]);

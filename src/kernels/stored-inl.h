@@ -3,6 +3,8 @@
 // Layer: kernels. Many query rows: a block becomes f32 slabs, K transposed to [dim][key], V as [key][dim], converted
 // once for all of them. A few query rows: rows are converted in registers on their way into the products. Both ways
 // round alike, bit for bit.
+#include <cmath>
+
 #include "format/codec-inl.h"
 #include "format/convert.h"
 #include "hwy/highway.h"
@@ -238,6 +240,31 @@ void weigh_few(const Block& block, Span keys, std::size_t dims, const float* wei
   });
 }
 
+/// Which keys of the block have an infinity or a NaN among the `dims` elements of V: bit i for key i.
+template <class Codec>
+std::uint64_t find_exceptions(const Block& block, std::size_t dims) noexcept {
+  using Stored = typename Codec::Stored;
+  const F32 d;
+  std::uint64_t exceptions = 0;
+  for (std::int64_t key = block.first; key < block.last; ++key) {
+    const std::byte* const row = block.v[key];
+    VecF32 differences = hn::Zero(d);  // x - x: 0, or NaN if x is an infinity or a NaN
+    std::size_t dim = 0;
+    for (; dim + kLanes <= dims; dim += kLanes) {
+      const VecF32 x = Codec::load(reinterpret_cast<const Stored*>(row) + dim);
+      differences = hn::Or(differences, hn::Sub(x, x));
+    }
+    bool is_finite = hn::AllTrue(d, hn::Eq(differences, hn::Zero(d)));
+    for (; dim < dims; ++dim) {
+      Stored element;
+      std::memcpy(&element, row + dim * sizeof(Stored), sizeof(Stored));
+      is_finite = is_finite && std::isfinite(format::to_f32(element));
+    }
+    if (!is_finite) exceptions |= std::uint64_t{1} << key;
+  }
+  return exceptions;
+}
+
 /// The steps of one format on this target.
 struct StoredRows {
   void (*pack_keys)(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
@@ -248,11 +275,12 @@ struct StoredRows {
                     Prefetcher& prefetcher) noexcept;
   void (*weigh_few)(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
                     std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept;
+  std::uint64_t (*find_exceptions)(const Block& block, std::size_t dims) noexcept;
 };
 
 template <class Codec>
 StoredRows stored_rows() noexcept {
-  return {&pack_keys<Codec>, &pack_values<Codec>, &score_few<Codec>, &weigh_few<Codec>};
+  return {&pack_keys<Codec>, &pack_values<Codec>, &score_few<Codec>, &weigh_few<Codec>, &find_exceptions<Codec>};
 }
 
 StoredRows find_stored_f32() noexcept;

@@ -72,7 +72,7 @@ class DecodeTask {
                   params.mask_kind == MaskKind::kNone) {
     find_visible_keys();
     std::memset(scratch_.sums, 0, static_cast<std::size_t>(num_columns_ * v_chunks_) * 128);
-    max_ = _mm512_set1_ps(kNoMaximum);
+    max_ = _mm512_set1_ps(kLowestLogit);
     sum_ = _mm512_setzero_ps();
   }
 
@@ -87,11 +87,14 @@ class DecodeTask {
         score();
         const bool all_visible = step >= last_first_key_ && step + kStep <= first_end_key_;
         const bool rescale = softmax(step, all_visible);
+        const bool may_hide = hides_some(step);
+        if (may_hide) set_exceptions_aside(step);
         if constexpr (kFmaColumns != 0) {
           add_values_by_fma(rescale);
         } else {
           add_values_by_amx(rescale);
         }
+        if (may_hide) add_exceptions();
       }
     }
     finish();
@@ -275,8 +278,8 @@ class DecodeTask {
       if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap));
       const __m512i distance = _mm512_sub_epi32(tokens_of_vector(step, i), position);
       x = _mm512_fmadd_ps(slope, _mm512_cvtepi32_ps(distance), x);
-      if (has_mask) x = _mm512_add_ps(x, _mm512_load_ps(scratch_.mask + i * 16));
-      _mm512_store_ps(scratch_.scores + i * 16, _mm512_mul_ps(x, _mm512_set1_ps(kLog2E)));
+      x = has_mask ? add_mask(x, _mm512_load_ps(scratch_.mask + i * 16)) : _mm512_mul_ps(x, _mm512_set1_ps(kLog2E));
+      _mm512_store_ps(scratch_.scores + i * 16, x);
     }
   }
 
@@ -299,13 +302,13 @@ class DecodeTask {
     }
   }
 
-  /// Keys outside a column's range get the masked logit: ragged ends, causality, window.
+  /// Keys outside a column's range get the hidden logit: ragged ends, causality, window.
   void hide_scores(std::int64_t step) noexcept {
     const __m512i first = _mm512_load_si512(lane_first_), end = _mm512_load_si512(lane_end_);
     for (int i = 0; i < kScoreVectors; ++i) {
       const __m512i token = tokens_of_vector(step, i);
       const __mmask16 hidden = _mm512_cmplt_epi32_mask(token, first) | _mm512_cmpge_epi32_mask(token, end);
-      _mm512_mask_storeu_ps(scratch_.scores + i * 16, hidden, _mm512_set1_ps(kMaskedLogit));
+      _mm512_mask_storeu_ps(scratch_.scores + i * 16, hidden, _mm512_set1_ps(kHiddenLogit));
     }
   }
 
@@ -398,6 +401,54 @@ class DecodeTask {
     }
   }
 
+  /// True if a key of the step may be hidden from a column while another sees it.
+  bool hides_some(std::int64_t step) const noexcept {
+    return params_.mask_kind != MaskKind::kNone || std::max(step, task_.kv_begin) < last_first_key_ ||
+           std::min(step + kStep, task_.kv_end) > first_end_key_;
+  }
+
+  /// Rows of V that hold an infinity or a NaN become zeros, to be added by themselves: times the weight 0 they would
+  /// make NaN of columns that do not see them.
+  void set_exceptions_aside(std::int64_t step) noexcept {
+    num_exceptions_ = 0;
+    const std::int64_t v_bytes = v_chunks_ * 64, end = std::min(step + kStep, task_.kv_end);
+    for (std::int64_t token = std::max(step, task_.kv_begin); token < end; ++token) {
+      const int index = static_cast<int>(token - step), tile = index / kTileRows, row = index % kTileRows;
+      TileRows& rows = tiles_[tile];
+      if (is_finite_row(rows.v + row * rows.v_stride, params_.v_head_dim)) [[likely]]
+        continue;
+      std::byte* const copy = scratch_.v_rows + tile * kTileRows * v_bytes;
+      for (int r = 0; rows.v != copy && r < kTileRows; ++r) {
+        copy_row(copy + r * v_bytes, rows.v + r * rows.v_stride, rows_.v_bytes, v_bytes);
+      }
+      rows.v = copy, rows.v_stride = v_bytes;
+      std::memset(copy + row * v_bytes, 0, static_cast<std::size_t>(v_bytes));
+      exceptions_[num_exceptions_++] = {index, rows_.at(token).v};
+    }
+  }
+
+  /// Adds the rows set aside to the columns that give them weight.
+  void add_exceptions() noexcept {
+    const __m512i zero = _mm512_setzero_si512(), odd_bits = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    for (int i = 0; i < num_exceptions_; ++i) {
+      for (int c = 0; c < num_columns_; ++c) {
+        const float weight = scratch_.scores[exceptions_[i].token * kColumns + c];
+        if (weight == 0) continue;
+        float* to = scratch_.sums + c * v_chunks_ * 32;
+        for (int chunk = 0; chunk < v_chunks_; ++chunk, to += 32) {
+          const __mmask32 lanes = first_lanes32(static_cast<int>(params_.v_head_dim) - chunk * 32);
+          const __m512i v = _mm512_maskz_loadu_epi16(lanes, exceptions_[i].v + chunk * 64);
+          const __m512i low = kFmaColumns != 0 ? _mm512_slli_epi32(v, 16) : _mm512_unpacklo_epi16(zero, v);
+          const __m512i high = kFmaColumns != 0 ? _mm512_and_si512(v, odd_bits) : _mm512_unpackhi_epi16(zero, v);
+          add_weighted(to, weight, low), add_weighted(to + 16, weight, high);
+        }
+      }
+    }
+  }
+  static void add_weighted(float* to, float weight, __m512i value) noexcept {
+    _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(weight), _mm512_castsi512_ps(value), _mm512_load_ps(to)));
+  }
+
   /// weights [step / 32][column][32] bf16 from f32 [step][columns]: transposed, rounded to nearest even.
   void pack_weights() noexcept {
     static_assert(kFmaColumns != 0 || kColumns >= 8);
@@ -480,6 +531,13 @@ class DecodeTask {
   alignas(64) float lane_slope_[16];
   __m512 max_, sum_, correction_;  // of the lane's column; sums are a lane's own until the end
   TileRows tiles_[std::size_t{kTiles}];
+  /// A token of the step whose V is not finite, and that row.
+  struct Exception {
+    int token;
+    const std::byte* v;
+  };
+  int num_exceptions_ = 0;
+  Exception exceptions_[std::size_t{kStep}];
   int score_lines_, value_lines_;
   Prefetcher prefetch_;
 };

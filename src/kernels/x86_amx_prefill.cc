@@ -31,8 +31,7 @@ class PrefillTask {
         scale_(params.sm_scale * kLog2E),
         ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles / kAheadSteps),
         is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
-                  params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
-        hidden_score_(is_plain_ ? std::max(kMaskedLogit / scale_, -1e38f) : kMaskedLogit) {
+                  params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f) {
     std::memset(scratch_.zero_row, 0, static_cast<std::size_t>(std::max(k_tiles_, d_tiles_ / 2)) * kTileRowBytes);
   }
 
@@ -91,7 +90,7 @@ class PrefillTask {
     block.min_first = block.min_end = 0x7fffffff, block.max_first = block.max_end = 0;
     for (int c = 0; c < kBlockColumns; ++c) {
       // Columns beyond the last have zero queries, see everything and are written nowhere.
-      block.max[c] = c < num_columns ? kNoMaximum : 0.f, block.sum[c] = 0, block.slope[c] = 0;
+      block.max[c] = c < num_columns ? kHiddenLogit : 0.f, block.sum[c] = 0, block.slope[c] = 0;
       block.first[c] = 0, block.end[c] = 0x7fffffff, block.position[c] = 0;
       if (c >= num_columns) continue;
       const Column column = column_of(block, c);
@@ -213,19 +212,14 @@ class PrefillTask {
         _mm512_store_si512(to + 4 * kTileBytes + i * kTileRowBytes, b[i]);
       }
     }
-    return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(kInfinity)) != 0;
+    return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(kInfinityBits)) != 0;
   }
 
   /// Packs zeros for the rows that hold an infinity or a NaN, and notes them: a product with weight 0 would make NaN of
   /// columns that do not see them.
   void pack_exceptions(GroupRows& group, std::int64_t token, Prefetcher& ahead) noexcept {
     for (int t = 0; t < kGroupTokens; ++t) {
-      __mmask32 is_exception = 0;
-      for (std::int64_t d = 0; d < params_.v_head_dim; d += 32) {
-        const __m512i v = _mm512_maskz_loadu_epi16(first_lanes32(params_.v_head_dim - d), group.v[t] + 2 * d);
-        is_exception |= _mm512_cmpge_epu16_mask(_mm512_add_epi16(v, v), _mm512_set1_epi16(kInfinity));
-      }
-      if (is_exception == 0) continue;
+      if (is_finite_row(group.v[t], params_.v_head_dim)) continue;
       exceptions_[num_exceptions_++] = {static_cast<std::int32_t>(token - chunk_) + t, group.v[t]};
       group.v[t] = scratch_.zero_row;
     }
@@ -314,7 +308,7 @@ class PrefillTask {
     }
     for (int c = 0; c < kColumnTiles; ++c) {  // columns that have seen no key yet used 0
       const __m512 old = _mm512_load_ps(block.max + c * 16);
-      const __mmask16 is_set = _mm512_cmp_ps_mask(old, _mm512_set1_ps(kNoMaximum), _CMP_NEQ_OQ);
+      const __mmask16 is_set = _mm512_cmp_ps_mask(old, _mm512_set1_ps(kHiddenLogit), _CMP_NEQ_OQ);
       _mm512_mask_storeu_ps(block.max + c * 16, is_set, state.max[c]);
     }
     if ((stop - tile) % 2 != 0) {
@@ -382,7 +376,7 @@ class PrefillTask {
   /// none in it. True if it used the slots.
   bool find_maxima(int index, SoftmaxState& state, int tile, int stop) noexcept {
     ColumnBlock& block = scratch_.blocks[index];
-    const __m512 none = _mm512_set1_ps(kNoMaximum);
+    const __m512 none = _mm512_set1_ps(kHiddenLogit);
     for (int t = tile;; ++t) {
       __mmask16 missing[kColumnTiles], any = 0;
       for (int c = 0; c < kColumnTiles; ++c) {
@@ -458,7 +452,7 @@ class PrefillTask {
         const __m512i key = _mm512_set1_epi32(token + t);
         const auto hidden =
             static_cast<__mmask16>(_mm512_cmplt_epi32_mask(key, first) | _mm512_cmpge_epi32_mask(key, end));
-        _mm512_mask_storeu_ps(scores + c * kTileFloats + t * 16, hidden, _mm512_set1_ps(hidden_score_));
+        _mm512_mask_storeu_ps(scores + c * kTileFloats + t * 16, hidden, _mm512_set1_ps(kHiddenLogit));
       }
     }
   }
@@ -478,11 +472,8 @@ class PrefillTask {
         if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap));
         const __m512i distance = _mm512_sub_epi32(_mm512_set1_epi32(token + t), position);
         x = _mm512_fmadd_ps(slope, _mm512_cvtepi32_ps(distance), x);
-        if (has_mask) {  // a hidden key's score may be NaN
-          const __m512 bias = _mm512_castsi512_ps(mask[t]), hidden = _mm512_set1_ps(kMaskedLogit);
-          x = _mm512_mask_mov_ps(_mm512_add_ps(x, bias), _mm512_cmp_ps_mask(bias, hidden, _CMP_EQ_OQ), hidden);
-        }
-        _mm512_store_ps(scores + t * 16, _mm512_mul_ps(x, _mm512_set1_ps(kLog2E)));
+        x = has_mask ? add_mask(x, _mm512_castsi512_ps(mask[t])) : _mm512_mul_ps(x, _mm512_set1_ps(kLog2E));
+        _mm512_store_ps(scores + t * 16, x);
       }
     }
   }
@@ -551,9 +542,8 @@ class PrefillTask {
   const PrefillScratch scratch_;
   const int k_tiles_, d_tiles_, terms_;
   const float scale_;
-  const int ahead_lines_;  // a token tile
-  const bool is_plain_;    // neither soft cap nor ALiBi nor mask
-  const float hidden_score_;
+  const int ahead_lines_;   // a token tile
+  const bool is_plain_;     // neither soft cap nor ALiBi nor mask
   std::int64_t chunk_ = 0;  // first token of the chunk at hand
   int num_blocks_ = 0;
   Prefetcher ahead_;  // of the next chunk

@@ -16,7 +16,6 @@ constexpr int kBlockTiles = kBlock / kTileRows;
 constexpr int kGroupTokens = 32;                // depth of a V tile
 constexpr std::size_t kBlockBudget = 3u << 19;  // bytes of queries and sums that should stay in L2
 constexpr int kMaxBlocks = 32;
-constexpr auto kInfinity = static_cast<std::int16_t>(0xff00);  // bf16, shifted left by its sign
 
 [[maybe_unused]] int round_tiles(std::uint32_t dim, int multiple) noexcept {
   return ceil_to(static_cast<int>(dim), multiple) / multiple;
@@ -33,7 +32,7 @@ int blocks_a_pass(const AttendParams& params) noexcept {
 
 /// What a column block carries from chunk to chunk.
 struct alignas(64) ColumnBlock {
-  float max[kBlockColumns];  // base 2; kNoMaximum until a key was seen
+  float max[kBlockColumns];  // base 2; kHiddenLogit until a key was seen
   float sum[kBlockColumns];
   std::int32_t first[kBlockColumns], end[kBlockColumns];  // visible keys
   std::int32_t position[kBlockColumns];

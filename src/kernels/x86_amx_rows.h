@@ -53,7 +53,7 @@ class KvRows {
         v_stride(params.pages.v_token_stride),
         k_bytes(2 * params.head_dim),
         v_bytes(2 * params.v_head_dim),
-        v_is_part_of_k(k_ == v_ && k_page_stride_ == v_page_stride_ && k_stride == v_stride && v_bytes <= k_bytes) {}
+        v_is_part_of_k(values_lie_in_keys(params)) {}
 
   /// The rows from `token` to the end of its page.
   PAGEDKV_AMX_INLINE Run at(std::int64_t token) const noexcept {
@@ -74,7 +74,7 @@ class KvRows {
  public:
   std::int64_t k_stride, v_stride;  ///< Bytes from token to token.
   std::int64_t k_bytes, v_bytes;    ///< Bytes of a row.
-  bool v_is_part_of_k;              ///< MLA: the values are the first elements of the keys.
+  bool v_is_part_of_k;              ///< MLA: the values are elements of the keys.
 };
 
 /// Sixteen rows of K and of V that one tile load can take: in place, or copied together.
@@ -196,8 +196,9 @@ struct RowEnd {
 [[maybe_unused]] RowEnd end_row(const AttendParams& params, const AttendTask& task, int head, float max,
                                 float sum) noexcept {
   if (params.sinks != nullptr && task.first_part) {
-    const float sink = params.sinks[task.kv_head * params.group + static_cast<unsigned>(head)] * kLog2E;
-    if (sink >= kLowestLogit) {
+    const float logit = params.sinks[task.kv_head * params.group + static_cast<unsigned>(head)];
+    if (logit != kHiddenLogit) {
+      const float sink = std::max(logit * kLog2E, kLowestLogit);
       const float joint_max = std::max(max, sink), scale = __builtin_exp2f(max - joint_max);
       const float joint_sum = sum * scale + __builtin_exp2f(sink - joint_max);
       return {scale / joint_sum, kLn2 * joint_max + __builtin_logf(joint_sum)};

@@ -18,13 +18,14 @@ namespace {
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
-/// Logit (base 2) of a key that a row does not see: finite, so that no difference is a NaN, and its weight is exactly
-/// 0.
-inline constexpr float kMaskedLogit = -1e30f;
-/// Lowest logit of a visible key (additive masks use -FLT_MAX); far above kMaskedLogit.
-inline constexpr float kLowestLogit = -1e28f;
-/// Running maximum before any key was seen; between the two.
-inline constexpr float kNoMaximum = -1e29f;
+/// Logit of a key that a row does not see. Maxima stay finite, and vscalefps makes 2^-inf exactly 0 whatever became of
+/// the mantissa (even NaN), so that the exponentials below need no care for it.
+inline constexpr float kHiddenLogit = -__builtin_inff();
+/// Lowest logit of a visible key.
+inline constexpr float kLowestLogit = -__FLT_MAX__;
+
+/// bf16 infinity without its sign, shifted left by one: NaN are above, all other values below.
+inline constexpr auto kInfinityBits = static_cast<std::int16_t>(0xff00);
 
 /// 2^x. Relative error 1e-7 plus rounding; 0 below -150.
 PAGEDKV_AMX_INLINE __m512 exp2_exact(__m512 x) noexcept {
@@ -63,19 +64,12 @@ PAGEDKV_AMX_INLINE __m512 exp2_fast_by_adds(__m512 x) noexcept {
 
 /// cap * tanh(x) with x already divided by the cap; tanh(x) = 1 - 2 / (e^2x + 1), absolute error 3e-7 before `cap`.
 PAGEDKV_AMX_INLINE __m512 soft_cap(__m512 x, __m512 cap) noexcept {
-  const __m512 e = exp2_exact(_mm512_mul_ps(_mm512_min_ps(x, _mm512_set1_ps(20.f)), _mm512_set1_ps(2 * kLog2E)));
+  const __m512 clamped = _mm512_min_ps(_mm512_set1_ps(20.f), x);  // in this order NaN stays NaN
+  const __m512 e = exp2_exact(_mm512_mul_ps(clamped, _mm512_set1_ps(2 * kLog2E)));
   const __m512 d = _mm512_add_ps(e, _mm512_set1_ps(1.f));
   __m512 r = _mm512_rcp14_ps(d);  // one Newton step: 14 bits to 24
   r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.f)));
   return _mm512_fnmadd_ps(_mm512_mul_ps(r, _mm512_set1_ps(2.f)), cap, cap);
-}
-
-/// Natural logarithm of an array of 16 positive values; for the lse alone, once a row, so libm is good enough.
-PAGEDKV_AMX_INLINE __m512 log_lanes(__m512 x) noexcept {
-  alignas(64) float lane[16];
-  _mm512_store_ps(lane, x);
-  for (float& value : lane) value = __builtin_logf(value);
-  return _mm512_load_ps(lane);
 }
 
 /// In place: row i of 16 x 16 dwords becomes column i.
@@ -142,16 +136,22 @@ PAGEDKV_AMX_INLINE void store_floats(std::byte* to, DType dtype, __mmask16 lanes
   }
 }
 
-/// Sixteen entries of an explicit mask from `entry` on, as logits (natural units): 0, a bias, or kMaskedLogit.
-/// Reads `count` entries (1..16) and no byte beyond them; the rest is kMaskedLogit.
-[[maybe_unused]] __m512 mask_logits(MaskKind kind, const std::byte* mask, std::int64_t entry, int count) noexcept {
-  const __m512 masked = _mm512_set1_ps(kMaskedLogit);
-  const __mmask16 lanes = first_lanes16(count);
-  if (kind == MaskKind::kAdditive) {
-    const __m512 bias = _mm512_maskz_loadu_ps(lanes, mask + entry * 4);
-    const __mmask16 visible = _mm512_mask_cmp_ps_mask(lanes, bias, _mm512_set1_ps(-__builtin_inff()), _CMP_NEQ_UQ);
-    return _mm512_mask_max_ps(masked, visible, bias, _mm512_set1_ps(kLowestLogit));
+/// True if no element of a row of `dim` bf16 is an infinity or a NaN.
+PAGEDKV_AMX_INLINE bool is_finite_row(const std::byte* row, std::int64_t dim) noexcept {
+  __mmask32 exceptions = 0;
+  for (std::int64_t d = 0; d < dim; d += 32) {
+    const __m512i elements = _mm512_maskz_loadu_epi16(first_lanes32(dim - d), row + 2 * d);
+    exceptions |= _mm512_cmpge_epu16_mask(_mm512_add_epi16(elements, elements), _mm512_set1_epi16(kInfinityBits));
   }
+  return exceptions == 0;
+}
+
+/// Sixteen entries of an explicit mask from `entry` on, as logits (natural units): 0, a bias, or kHiddenLogit.
+/// Reads `count` entries (1..16) and no byte beyond them; the rest is kHiddenLogit.
+[[maybe_unused]] __m512 mask_logits(MaskKind kind, const std::byte* mask, std::int64_t entry, int count) noexcept {
+  const __m512 hidden = _mm512_set1_ps(kHiddenLogit);
+  const __mmask16 lanes = first_lanes16(count);
+  if (kind == MaskKind::kAdditive) return _mm512_mask_loadu_ps(hidden, lanes, mask + entry * 4);
   __mmask16 visible;
   if (kind == MaskKind::kBool) {
     visible = _mm_mask_test_epi8_mask(lanes, _mm_maskz_loadu_epi8(lanes, mask + entry), _mm_set1_epi8(-1));
@@ -161,7 +161,16 @@ PAGEDKV_AMX_INLINE void store_floats(std::byte* to, DType dtype, __mmask16 lanes
     std::memcpy(&bits, mask + (entry >> 3), static_cast<std::size_t>((shift + count + 7) >> 3));
     visible = static_cast<__mmask16>((bits >> shift) & lanes);
   }
-  return _mm512_mask_mov_ps(masked, visible, _mm512_setzero_ps());
+  return _mm512_mask_mov_ps(hidden, visible, _mm512_setzero_ps());
+}
+
+/// Logits under a mask, to base 2: keys that it hides are replaced, since their scores may be NaN; the others stay
+/// finite.
+PAGEDKV_AMX_INLINE __m512 add_mask(__m512 logits, __m512 mask) noexcept {
+  const __m512 hidden = _mm512_set1_ps(kHiddenLogit);
+  const __m512 sum = _mm512_mul_ps(_mm512_add_ps(logits, mask), _mm512_set1_ps(kLog2E));
+  const __m512 raised = _mm512_max_ps(_mm512_set1_ps(kLowestLogit), sum);  // in this order NaN stays NaN
+  return _mm512_mask_mov_ps(raised, _mm512_cmp_ps_mask(mask, hidden, _CMP_EQ_OQ), hidden);
 }
 
 }  // namespace

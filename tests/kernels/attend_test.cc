@@ -313,74 +313,176 @@ TEST(Attend, InfinityInAKeyThatARowDoesNotSeeLeavesItAlone) {
   }
 }
 
-// An infinity and a NaN in V of two tokens reach exactly the rows that see those tokens, whatever hides them from
-// others. (SSE4 has no f16 instructions, and Highway's substitute makes 65536 of an infinite f16: only bf16 and f32
-// must also arrive where they are seen.)
-void expect_exceptions_stay_where_seen(ProblemShape shape, std::span<const DType> formats,
-                                       std::span<const char* const> kernel_targets) {
-  shape.sequences = {{90, 40}, {70, 70}};
-  for (const DType format : formats) {
+enum class Poisoned { kKeys, kValues };
+
+// NaN in K of two tokens, or an infinity and a NaN in V of them, reach exactly the rows that see those tokens, whatever
+// hides them from others. Tokens 61 and 66 are seen by some rows of the sequences alone.
+void expect_exceptions_stay_where_seen(ProblemShape shape, Poisoned poisoned) {
+  for (const DType format : kFormats) {
     shape.config.kv_dtype = format;
     const Problem problem(shape);
-    auto* const v = const_cast<std::byte*>(static_cast<const std::byte*>(problem.view().v));
+    const KvView view = problem.view();
     const AttentionBatch batch = problem.batch();
     const auto poison = [&](std::int32_t token, std::size_t dim, float value) {
       for (std::size_t i = 0; i < shape.sequences.size(); ++i) {
         const auto page_size = static_cast<std::int32_t>(shape.config.page_size);
         const std::int64_t page = batch.kv_indices[static_cast<std::size_t>(batch.kv_indptr[i] + token / page_size)];
         for (std::int64_t head = 0; head < shape.config.num_kv_heads; ++head) {
-          std::byte* const row = v + page * problem.view().v_page_stride + head * problem.view().v_head_stride +
-                                 token % page_size * problem.view().v_token_stride;
-          format::store_element(row, dim, format, value);
+          const std::int64_t slot = token % page_size;
+          const void* const row = poisoned == Poisoned::kKeys
+                                      ? static_cast<const std::byte*>(view.k) + page * view.k_page_stride +
+                                            head * view.k_head_stride + slot * view.k_token_stride
+                                      : static_cast<const std::byte*>(view.v) + page * view.v_page_stride +
+                                            head * view.v_head_stride + slot * view.v_token_stride;
+          format::store_element(const_cast<void*>(row), dim, format, value);
         }
       }
     };
-    poison(61, 3, -std::numeric_limits<float>::infinity());
-    poison(66, 20, std::numeric_limits<float>::quiet_NaN());
-    auto want = problem.reference();
+    const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+    poison(61, 3, poisoned == Poisoned::kKeys ? nan : -infinity);
+    poison(66, 20, nan);
+    const auto want = problem.reference();
     ASSERT_TRUE(want.has_value()) << want.error().what;
-    for (const char* target : kernel_targets) {
+    for (const char* target : runnable_targets()) {
       SCOPED_TRACE(std::string(target) + " " + to_string(format));
       auto got = problem.run(target);
       ASSERT_TRUE(got.has_value()) << got.error().what;
       Outputs finite = *want;
-      std::size_t num_exceptions = 0;
-      for (std::size_t i = 0; i < finite.out.size(); ++i) {
-        if (std::isfinite(finite.out[i])) continue;
-        if (format != DType::f16) {
-          ASSERT_FALSE(std::isfinite(got->out[i])) << "element " << i;
+      const auto blank = [](std::vector<double>& wanted, std::vector<double>& found) {
+        std::size_t count = 0;
+        for (std::size_t i = 0; i < wanted.size(); ++i) {
+          if (std::isfinite(wanted[i])) continue;
+          EXPECT_FALSE(std::isfinite(found[i])) << "element " << i;
+          wanted[i] = found[i] = 0, ++count;
         }
-        finite.out[i] = got->out[i] = 0, ++num_exceptions;
-      }
+        return count;
+      };
+      const std::size_t num_exceptions = blank(finite.out, got->out) + blank(finite.lse, got->lse);
       EXPECT_GT(num_exceptions, 0U);
-      EXPECT_EQ(problem.difference(*got, finite, arithmetic_of(target, format)), "");
+      ASSERT_EQ(problem.difference(*got, finite, arithmetic_of(target, format)), "");
     }
   }
 }
 
-TEST(Attend, InfinityAndNanInVReachOnlyRowsThatSeeThem) {
-  const std::vector<const char*> targets = runnable_targets();
-  ProblemShape shape;
-  shape.config.num_q_heads = 6;
-  expect_exceptions_stay_where_seen(shape, kFormats, targets);
-  shape.config.variant.window_left = 3;
-  expect_exceptions_stay_where_seen(shape, kFormats, targets);
-  shape.config.variant.logits_soft_cap = 20;
-  shape.alibi = true;
-  expect_exceptions_stay_where_seen(shape, kFormats, targets);
+const std::vector<SequenceShape> kPrefillSequences = {{90, 40}, {70, 70}};
+const std::vector<SequenceShape> kDecodeSequences = {{68, 3}, {67, 2}, {90, 4, 60}, {200, 1, 63}};
+
+void expect_exceptions_stay_where_seen(const ProblemShape& base) {
+  for (const std::uint32_t num_q_heads : {1U, 2U, 3U, 5U}) {  // of one kv head: 1 to 20 columns in decode
+    for (const auto& sequences : {kPrefillSequences, kDecodeSequences}) {
+      for (const Poisoned poisoned : {Poisoned::kKeys, Poisoned::kValues}) {
+        SCOPED_TRACE(::testing::Message() << "group " << num_q_heads << ", " << sequences.size()
+                                          << " sequences, poisoned " << (poisoned == Poisoned::kKeys ? "K" : "V"));
+        ProblemShape shape = base;
+        shape.config.num_q_heads = num_q_heads;
+        shape.config.num_kv_heads = 1;
+        shape.sequences = sequences;
+        expect_exceptions_stay_where_seen(shape, poisoned);
+      }
+    }
+  }
 }
 
-// The matrix kernel alone promises this for explicit masks too.
-TEST(Attend, InfinityAndNanInVDoNotReachRowsFromWhichAMaskHidesThem) {
-  const DType format = DType::bf16;
-  for (const char* target : runnable_targets()) {
-    if (std::string_view(target) != "amx") continue;
-    for (const MaskKind kind : {MaskKind::kBool, MaskKind::kAdditive, MaskKind::kBits}) {
-      SCOPED_TRACE(static_cast<int>(kind));
+TEST(Attend, InfinityAndNanReachOnlyRowsThatSeeTheirKeys) { expect_exceptions_stay_where_seen(ProblemShape()); }
+
+TEST(Attend, InfinityAndNanReachOnlyRowsThatSeeTheirKeysThroughAWindow) {
+  ProblemShape shape;
+  shape.config.variant.window_left = 3;
+  expect_exceptions_stay_where_seen(shape);
+}
+
+TEST(Attend, InfinityAndNanReachOnlyRowsThatSeeTheirKeysUnderSoftCapAndAlibi) {
+  ProblemShape shape;
+  shape.config.variant.logits_soft_cap = 20;
+  shape.alibi = true;
+  expect_exceptions_stay_where_seen(shape);
+}
+
+TEST(Attend, InfinityAndNanReachOnlyRowsThatSeeTheirKeysUnderMasks) {
+  for (const MaskKind kind : {MaskKind::kBool, MaskKind::kAdditive, MaskKind::kBits}) {
+    for (const bool per_head : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << "mask kind " << static_cast<int>(kind));
       ProblemShape shape;
       shape.mask = kind;
-      shape.config.variant.causal = false;
-      expect_exceptions_stay_where_seen(shape, {&format, 1}, {&target, 1});
+      shape.mask_per_head = per_head;
+      expect_exceptions_stay_where_seen(shape);
+      shape.config.variant.causal = per_head;
+      shape.config.v_head_dim = 37;
+      expect_exceptions_stay_where_seen(shape);
+    }
+  }
+}
+
+// Rows see their own key alone, at logits of about +-1e37: each has all the weight of its row.
+void expect_very_low_logits_seen(ProblemShape shape) {
+  shape.config.num_q_heads = 6;
+  shape.config.variant.window_left = 0;
+  shape.q_scale = shape.k_scale = 3e18F;
+  for (const DType format : {DType::f32, DType::bf16}) {
+    shape.config.kv_dtype = format;
+    const Problem problem(shape);
+    const auto want = problem.reference();
+    ASSERT_TRUE(want.has_value()) << want.error().what;
+    EXPECT_TRUE(
+        std::any_of(want->lse.begin(), want->lse.end(), [](double x) { return std::isfinite(x) && x < -1e36; }));
+    for (const char* target : runnable_targets()) {
+      SCOPED_TRACE(std::string(target) + " " + to_string(format));
+      const auto got = problem.run(target);
+      ASSERT_TRUE(got.has_value()) << got.error().what;
+      for (std::size_t i = 0; i < want->out.size(); ++i) ASSERT_NEAR(got->out[i], want->out[i], 1e-3) << i;
+      for (std::size_t i = 0; i < want->lse.size(); ++i) {
+        const bool sees_nothing = std::isinf(want->lse[i]);
+        ASSERT_TRUE(sees_nothing ? got->lse[i] == want->lse[i] : std::fabs(got->lse[i] - want->lse[i]) < 1e34) << i;
+      }
+    }
+  }
+}
+
+TEST(Attend, AKeyWithAVeryLowLogitIsSeenInDecode) {
+  ProblemShape shape;
+  shape.sequences = {{68, 2}, {67, 1}, {300, 1}};
+  expect_very_low_logits_seen(shape);
+}
+
+TEST(Attend, AKeyWithAVeryLowLogitIsSeenInPrefillUnderAMask) {
+  ProblemShape shape;
+  shape.mask = MaskKind::kAdditive;
+  shape.sequences = {{90, 40}, {70, 70}};
+  expect_very_low_logits_seen(shape);
+}
+
+// The usual "minus infinity" of models that cannot have one: a row of nothing else is the mean of its keys.
+TEST(Attend, KeysUnderTheLowestFiniteBiasAreSeenWhenThereIsNothingElse) {
+  ProblemShape shape;
+  shape.config.num_q_heads = 6;
+  shape.mask = MaskKind::kAdditive;
+  shape.sequences = {{90, 40}, {70, 70}, {68, 3}, {67, 1}};
+  for (const DType format : kFormats) {
+    shape.config.kv_dtype = format;
+    const Problem problem(shape);
+    const std::span<const std::byte> mask = problem.batch().mask.bytes;
+    for (std::size_t i = 0; i < mask.size(); i += sizeof(float)) {
+      const float lowest = std::numeric_limits<float>::lowest();
+      float entry = 0;
+      std::memcpy(&entry, mask.data() + i, sizeof(float));
+      if (std::isfinite(entry)) std::memcpy(const_cast<std::byte*>(mask.data()) + i, &lowest, sizeof(float));
+    }
+    const auto want = problem.reference();
+    ASSERT_TRUE(want.has_value()) << want.error().what;
+    for (const char* target : runnable_targets()) {
+      SCOPED_TRACE(std::string(target) + " " + to_string(format));
+      const auto got = problem.run(target);
+      ASSERT_TRUE(got.has_value()) << got.error().what;
+      const double bound = arithmetic_of(target, format).p + 1e-5;
+      for (std::size_t i = 0; i < want->out.size(); ++i) ASSERT_NEAR(got->out[i], want->out[i], bound) << i;
+      for (std::size_t i = 0; i < want->lse.size(); ++i) {
+        if (std::isinf(want->lse[i])) {
+          ASSERT_EQ(got->lse[i], want->lse[i]) << i;  // a row that the mask hides everything from
+        } else {
+          ASSERT_LT(got->lse[i], -2e38) << i;
+          ASSERT_TRUE(std::isfinite(got->lse[i])) << i;
+        }
+      }
     }
   }
 }

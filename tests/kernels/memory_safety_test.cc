@@ -210,14 +210,13 @@ constexpr std::int32_t kTopPages[] = {INT32_MAX, 0, INT32_MAX - 1, 1 << 30, 3};
 struct HugeView {
   AttentionConfig config = {.num_q_heads = 4, .num_kv_heads = 2, .head_dim = 8, .page_size = 4};
   std::int64_t page_bytes = 0;
-  KvWriteView write;
-  KvView read;
+  KvWriteView pages;
 
   HugeView(DType format, std::byte* memory) {
     config.kv_dtype = format;
     const auto row = static_cast<std::int64_t>(8 * size_of(format));
     page_bytes = 2 * 2 * 4 * row;  // [head][K, V][token][dim]
-    write = {.k = memory,
+    pages = {.k = memory,
              .v = memory + 4 * row,
              .k_page_stride = page_bytes,
              .k_head_stride = 8 * row,
@@ -226,15 +225,6 @@ struct HugeView {
              .v_head_stride = 8 * row,
              .v_token_stride = row,
              .num_pages = kHugePages};
-    read = {.k = write.k,
-            .v = write.v,
-            .k_page_stride = page_bytes,
-            .k_head_stride = 8 * row,
-            .k_token_stride = row,
-            .v_page_stride = page_bytes,
-            .v_head_stride = 8 * row,
-            .v_token_stride = row,
-            .num_pages = kHugePages};
   }
 };
 
@@ -264,14 +254,14 @@ void write_and_attend_at_the_top(DType format) {
     SCOPED_TRACE(target);
     AttentionConfig config = huge.config;
     config.target = target;
-    const auto written = write_kv(config, huge.write, slots, k, v);
+    const auto written = write_kv(config, huge.pages, slots, k, v);
     ASSERT_TRUE(written.has_value()) << written.error().what;
     std::vector<double> want(4 * 8), want_lse(4);
-    ASSERT_TRUE(reference_attention(config, batch, huge.read, q, want, want_lse).has_value());
+    ASSERT_TRUE(reference_attention(config, batch, huge.pages, q, want, want_lse).has_value());
     auto plan = AttentionPlan::create(config, batch);
     ASSERT_TRUE(plan.has_value()) << plan.error().what;
     std::vector<float> out(4 * 8), lse(4);
-    ASSERT_TRUE(plan->run(huge.read, q, out, lse).has_value());
+    ASSERT_TRUE(plan->run(huge.pages, q, out, lse).has_value());
     for (std::size_t i = 0; i < out.size(); ++i) EXPECT_NEAR(static_cast<double>(out[i]), want[i], 0.05);
     for (std::size_t i = 0; i < lse.size(); ++i) EXPECT_NEAR(static_cast<double>(lse[i]), want_lse[i], 0.05);
   }
@@ -291,7 +281,7 @@ TEST(MemorySafety, SlotOnePastTheLastOfHugeCapacityIsRefused) {
   const std::vector<float> row(2 * 8, 1.0F);
   for (const std::int64_t slot : {kHugePages * 4, kHugePages * 4 + 1, INT64_MAX}) {
     const std::vector<std::int64_t> slots = {slot};
-    const auto written = write_kv(huge.config, huge.write, slots, row, row);
+    const auto written = write_kv(huge.config, huge.pages, slots, row, row);
     ASSERT_FALSE(written.has_value()) << slot;
     EXPECT_EQ(written.error().code, Errc::kInvalidArgument);
   }

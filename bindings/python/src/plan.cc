@@ -53,8 +53,8 @@ bool is_hnd(const std::string& layout) {
   return layout == "HND";
 }
 
-/// K and V pages of one layer; the arrays stay with the caller.
-KvView view_of(const Array& k, const Array& v, const AttentionConfig& c, bool hnd) {
+/// K and V pages of one layer; the arrays stay with the caller. To be written to only if the arrays may be.
+KvWriteView view_of(const Array& k, const Array& v, const AttentionConfig& c, bool hnd) {
   const PageStrides ks = page_strides(k, "k", c, c.head_dim, hnd), vs = page_strides(v, "v", c, c.v_head_dim, hnd);
   if (k.shape[0] != v.shape[0]) throw nb::value_error("k and v have different numbers of pages");
   return {.k = k.data,
@@ -156,16 +156,7 @@ void write_pages(nb::handle k_pages, nb::handle v_pages, nb::handle slots, nb::h
                                .v_head_dim = extent_of(value_pages, 3, "v_pages"),
                                .page_size = extent_of(key_pages, hnd ? 2 : 1, "k_pages"),
                                .kv_dtype = key_pages.dtype};
-  const KvView view = view_of(key_pages, value_pages, config, hnd);
-  const KvWriteView pages{.k = key_pages.data,
-                          .v = value_pages.data,
-                          .k_page_stride = view.k_page_stride,
-                          .k_head_stride = view.k_head_stride,
-                          .k_token_stride = view.k_token_stride,
-                          .v_page_stride = view.v_page_stride,
-                          .v_head_stride = view.v_head_stride,
-                          .v_token_stride = view.v_token_stride,
-                          .num_pages = view.num_pages};
+  const KvWriteView pages = view_of(key_pages, value_pages, config, hnd);
   const Longs places = longs_of(slots, "slots");
   const auto rows = static_cast<std::int64_t>(places.span.size());
   const Array keys = dense(k, "k", Use::kRead, rows, {heads, config.head_dim});

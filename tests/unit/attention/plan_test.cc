@@ -42,6 +42,22 @@ TEST_F(Plan, ReportsItsBatch) {
   for (const float value : out) EXPECT_FLOAT_EQ(value, 0.5F);
 }
 
+TEST_F(Plan, CountsValuesThatLieInTheirKeysOnce) {
+  config.v_head_dim = 6;
+  const auto plan = AttentionPlan::create(config, batch()).value();
+  KvView pages_apart = view(), pages_within = view();
+  pages_within.v = pages.data() + 2;  // the last 6 elements of a key
+  EXPECT_EQ(plan.kv_bytes(), (5U + 3U) * 2 * (8 + 6) * 4);
+  EXPECT_EQ(plan.kv_bytes(pages_apart), plan.kv_bytes());
+  EXPECT_EQ(plan.kv_bytes(pages_within), (5U + 3U) * 2 * 8 * 4);
+  pages_within.v = pages.data() + 3;  // reaches into the next key
+  EXPECT_EQ(plan.kv_bytes(pages_within), plan.kv_bytes());
+  pages_within = view();
+  pages_within.v = pages_within.k;
+  pages_within.v_token_stride += 4;
+  EXPECT_EQ(plan.kv_bytes(pages_within), plan.kv_bytes());
+}
+
 TEST_F(Plan, RefusesConfigsOutOfRange) {
   const auto code = [&](auto change) {
     AttentionConfig bad = config;

@@ -114,13 +114,6 @@ void check_config(const AttentionConfig& config) {
   value_or_bad_input(AttentionPlan::workspace_bytes(config, one_token), "the shape");
 }
 
-/// Bytes of keys and values that one run reads. A value inside its key is read with it.
-std::uint64_t bytes_read(const AttentionPlan& plan, const WorkloadShape& shape) {
-  if (!shape.values_in_keys) return plan.kv_bytes();
-  const std::uint64_t v_dim = shape.config.v_head_dim == 0 ? shape.config.head_dim : shape.config.v_head_dim;
-  return plan.kv_bytes() / (shape.config.head_dim + v_dim) * shape.config.head_dim;
-}
-
 class AttentionBench {
  public:
   AttentionBench(const Options& options, const WorkloadShape& shape)
@@ -130,7 +123,7 @@ class AttentionBench {
         prefill_(options.phase == Phase::kPrefill),
         workload_(shape) {
     for (std::size_t copy = 0; copy < workload_.num_copies(); ++copy) plans_.push_back(make_plan(copy));
-    bytes_ = bytes_read(plans_[0], shape);
+    bytes_ = plans_[0].kv_bytes(workload_.view());
     unit_ = peak_unit_of(plans_[0].target(), shape.config.kv_dtype);
   }
 

@@ -173,17 +173,7 @@ class PagedRun {
       return ConstTensor(from.data.data() + static_cast<std::size_t>(b) * from.entry_bytes(),
                          static_cast<std::size_t>(count * from.heads * from.dim), from.dtype);
     };
-    const KvView pages = view();
-    const KvWriteView writable{.k = pool_.base(),
-                               .v = pool_.base() + v_offset(),
-                               .k_page_stride = pages.k_page_stride,
-                               .k_head_stride = pages.k_head_stride,
-                               .k_token_stride = pages.k_token_stride,
-                               .v_page_stride = pages.v_page_stride,
-                               .v_head_stride = pages.v_head_stride,
-                               .v_token_stride = pages.v_token_stride,
-                               .num_pages = pages.num_pages};
-    value_or_bad_input(write_kv(config_, writable, slots, rows(k), rows(v)), "writing K and V");
+    value_or_bad_input(write_kv(config_, view(), slots, rows(k), rows(v)), "writing K and V");
   }
 
   [[nodiscard]] std::int64_t element_bytes() const { return static_cast<std::int64_t>(size_of(case_.dtype)); }
@@ -191,7 +181,7 @@ class PagedRun {
   [[nodiscard]] std::int64_t head_stride() const {
     return page_size_ * (case_.head_dim + case_.v_head_dim) * element_bytes();
   }
-  [[nodiscard]] KvView view() const {
+  [[nodiscard]] KvWriteView view() const {
     const auto page_stride = static_cast<std::int64_t>(pool_.page_bytes());
     return {.k = pool_.base(),
             .v = pool_.base() + v_offset(),

@@ -103,13 +103,11 @@ void ContiguousAttentionMemory::compute() {
     std::byte* k = arena_.base() + layer * shape_.kv_heads * head_stride;
     std::byte* v = k + token_stride * page_size_;
     load_.fill(layer);
-    const KvWriteView target = {k,           v,           page_stride,  head_stride, token_stride,
-                                page_stride, head_stride, token_stride, num_pages};
-    value_or_bad_input(write_kv(config_, target, slots_, load_.k(), load_.v()), "cannot write K and V");
-    const KvView view = {k,           v,           page_stride,  head_stride, token_stride,
-                         page_stride, head_stride, token_stride, num_pages};
+    const KvWriteView pages = {k,           v,           page_stride,  head_stride, token_stride,
+                               page_stride, head_stride, token_stride, num_pages};
+    value_or_bad_input(write_kv(config_, pages, slots_, load_.k(), load_.v()), "cannot write K and V");
     const Clock::time_point begun = Clock::now();
-    value_or_bad_input(plan.run(view, load_.q(), load_.out()), "cannot attend");
+    value_or_bad_input(plan.run(pages, load_.q(), load_.out()), "cannot attend");
     load_.took(layer, parts_, Clock::now() - begun, totals_);
   }
   parts_.clear();
