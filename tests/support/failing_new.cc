@@ -8,10 +8,12 @@
 namespace {
 
 using pagedkv::testing::allocations_until_failure;
+using pagedkv::testing::failures_last;
 using pagedkv::testing::num_allocations;
 
 void* allocate_or_null(std::size_t num_bytes, std::size_t alignment) noexcept {
   ++num_allocations;
+  if (allocations_until_failure == 0 && failures_last) return nullptr;
   if (allocations_until_failure >= 0 && allocations_until_failure-- == 0) return nullptr;
   const std::size_t rounded = (num_bytes + alignment - 1) / alignment * alignment;
   return alignment <= alignof(std::max_align_t) ? std::malloc(num_bytes != 0 ? num_bytes : 1)

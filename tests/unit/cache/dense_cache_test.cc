@@ -257,10 +257,16 @@ TEST(DenseCache, OptionsJustWithinTheirBoundsAreTaken) {
   EXPECT_EQ(error_of([](auto& o) { o.num_layers = 4096; }), Errc::kOk);
   EXPECT_EQ(error_of([](auto& o) { o.num_layers = 4097; }), Errc::kInvalidArgument);
   EXPECT_EQ(error_of([](auto& o) { o.batch_size = o.num_layers = o.max_seq_len = 1; }), Errc::kOk);
-  EXPECT_EQ(error_of([](auto& o) { o.max_seq_len = 1u << 31; }), Errc::kInvalidArgument);
-  EXPECT_EQ(
-      error_of([](auto& o) { o.batch_size = o.num_layers = 1, o.max_seq_len = (1u << 31) - 1, o.page_size = 256; }),
-      Errc::kOk);
+  const auto error_of_length = [&error_of](std::uint32_t max_seq_len, PagePool* pool = nullptr) {
+    return error_of([=](auto& o) {
+      o.batch_size = o.num_layers = 1, o.page_size = 256, o.max_seq_len = max_seq_len, o.pool = pool;
+    });
+  };
+  EXPECT_EQ(error_of_length((1u << 31) - 1), Errc::kOk);
+  EXPECT_EQ(error_of_length(1u << 31), Errc::kInvalidArgument);
+  PagePool pool = PagePool::create({.page_bytes = 2 * 256 * 4, .capacity_pages = 1}).value();
+  EXPECT_EQ(error_of_length(1, &pool), Errc::kOk);
+  EXPECT_EQ(error_of_length(0, &pool), Errc::kInvalidArgument);
 }
 
 TEST(DenseCache, KnowsTheBytesOfAPageBeforeItIsMade) {
@@ -293,6 +299,9 @@ TEST(DenseCache, CopiesValuesToo) {
   std::vector<float> k(kBatch * kHeads * 5 * kDim), v(k.size()), shorter(k.size() - 1);
   ASSERT_TRUE(cache.copy(0, k, v));
   EXPECT_EQ(v, tensor(0, 5, 1));
+  std::vector<float> longer(k.size() + 1, -7.0f);
+  ASSERT_TRUE(cache.copy(0, Tensor(longer.data(), k.size(), DType::f32), v));
+  EXPECT_EQ(longer.back(), -7.0f) << "nothing is written behind the tensor";
   const Tensor null(nullptr, k.size(), DType::f32), unknown(k.data(), k.size(), static_cast<DType>(9));
   EXPECT_EQ(cache.copy(0, shorter, v).error(), Errc::kInvalidArgument);
   EXPECT_EQ(cache.copy(0, k, shorter).error(), Errc::kInvalidArgument);

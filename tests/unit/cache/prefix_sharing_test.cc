@@ -400,6 +400,26 @@ TEST(PrefixSharing, AHitIsShortenedUntilAllOfThreeTablesAgree) {
   EXPECT_EQ(cache.stats().prefix.pinned_pages, 0u);
 }
 
+TEST(PrefixSharing, ATableThatAgreedIsAskedAgainWhenAnotherShortensTheHit) {
+  const std::vector<std::uint32_t> layers[] = {{0}, {1}, {2}};
+  const KvLayerGroup groups[] = {{layers[0], 12}, {layers[1], 4}, {layers[2], -1}};
+  KvCacheOptions options = tiny(60);
+  options.shape.num_layers = 3;
+  options.layer_groups = groups;
+  KvCache cache = KvCache::create(options).value();
+  Sequence a = cache.open(run_of_tokens(20)).value();
+  for (const std::uint32_t num_new : {8u, 12u}) ASSERT_TRUE(cache.begin_step({{&a, num_new}}).value().commit());
+  Sequence b = cache.open(run_of_tokens(9)).value();
+  ASSERT_EQ(b.cached_tokens(), 8u);
+  ASSERT_EQ(b.slide(0, 0, 0).value(), 2u);
+  ASSERT_EQ(a.slide(0, 0, 1).value(), 1u);
+  press(cache, 0);
+  // Left are pages 2..4 of the first table, page 1 of the second, all of the third. 20 tokens would do for the first
+  // table, 8 for the second; but there the first lacks its pages 0 and 1.
+  EXPECT_EQ(cache.stats().prefix.published_pages, 3u + 1 + 5);
+  EXPECT_EQ(cache.open(run_of_tokens(21)).value().cached_tokens(), 0u);
+}
+
 TEST(PrefixSharing, AHitIsShortenedToWhereEveryWindowAndSinkIsThere) {
   KvCache cache = full_and_sliding(60, 8, 5);
   const std::vector<Token> prompt = run_of_tokens(40);

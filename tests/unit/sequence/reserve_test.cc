@@ -291,6 +291,16 @@ TEST(Reserve, OpenAndForkFailCleanlyAtEveryAllocation) {
   EXPECT_EQ(failures, 2) << "page table, ids";
 }
 
+TEST(Reserve, WithoutAnyMemoryNothingIsOpened) {
+  Fixture f(100);
+  {
+    const testing::FailingNew faults(0, true);
+    EXPECT_EQ(f.store.open().error(), Errc::kOutOfMemory);
+  }
+  EXPECT_EQ(f.store.open_sequences(), 0U);
+  EXPECT_TRUE(f.store.open());
+}
+
 TEST(Reserve, AStepOfDecodeAllocatesNoMemory) {
   Fixture f(100);
   Sequence a = f.open(5);
