@@ -167,6 +167,31 @@ TEST(CacheFaults, APinOverManyPageTablesIsThereOrNot) {
   EXPECT_GT(num_failures, 3);
 }
 
+TEST(CacheFaults, ADenseCacheGivesBackThePagesOfACallThatFailed) {
+  const std::vector<float> rows(2 * 2 * 40 * 8, 0.5F);
+  std::vector<float> out(rows.size());
+  MemoryFaults faults;
+  int num_failures = 0;
+  for (std::int64_t fail_at = 0;; ++fail_at) {
+    DenseCache dense =
+        DenseCache::create({.batch_size = 2, .num_layers = 1, .num_heads = 2, .head_dim = 8, .page_size = 4}).value();
+    faults.arm(fail_at);
+    const Errc code = dense.cached_attention(0, rows, rows, rows, out).error().code;
+    const bool failed = faults.disarm();
+    const PoolStats stats = dense.pool_stats();
+    if (!failed) {
+      EXPECT_EQ(stats.used_pages, 2U * 10);
+      break;
+    }
+    if (code == Errc::kOk) continue;
+    ++num_failures;
+    EXPECT_EQ(stats.used_pages, 0U) << "allocation " << fail_at;
+    EXPECT_EQ(dense.seq_length(0).value(), 0U);
+    EXPECT_TRUE(dense.cached_attention(0, rows, rows, rows, out)) << "the next attempt succeeds";
+  }
+  EXPECT_GT(num_failures, 3);
+}
+
 TEST(CacheFaults, PlansAreMadeOrNot) {
   const AttentionConfig config{.num_q_heads = 2, .num_kv_heads = 1, .head_dim = 8, .page_size = 2};
   const std::array<std::int32_t, 2> qo_indptr{0, 1}, short_kv{0, 3}, long_kv{0, 40};

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -276,6 +277,20 @@ TEST(DenseCache, KnowsTheBytesOfAPageBeforeItIsMade) {
   EXPECT_EQ(page_bytes, 2u * kHeads * 4 * kDim * 4);
   options.head_dim = 0;
   EXPECT_EQ(DenseCache::page_bytes(options).error(), Errc::kInvalidArgument);
+}
+
+TEST(DenseCache, KeepsNothingOfWhatItsOptionsBorrow) {
+  PagePool pool =
+      PagePool::create({.page_bytes = DenseCache::page_bytes(small()).value(), .capacity_pages = 4}).value();
+  std::string target = "scalar";
+  DenseCacheOptions options = small();
+  options.target = target;
+  options.pool = &pool;
+  const DenseCache cache = DenseCache::create(options).value();
+  target.assign("??????");
+  EXPECT_EQ(cache.options().target, "scalar");
+  EXPECT_EQ(cache.options().pool, nullptr);
+  EXPECT_EQ(cache.options().page_size, 4u);
 }
 
 TEST(DenseCache, RowsOfTheBatchGrowInPagesOfTheirOwnAndFillThem) {

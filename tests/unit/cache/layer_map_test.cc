@@ -94,7 +94,8 @@ TEST(LayerMap, WithoutGroupsAllLayersShareOneTable) {
 }
 
 TEST(LayerMap, BadGroupsAreRefused) {
-  const std::vector<std::uint32_t> none, first{0}, second{1}, both{0, 1}, twice{0, 0, 1}, beyond{0, 1, 2};
+  const std::vector<std::uint32_t> none, first{0}, second{1}, both{0, 1}, twice{0, 0, 1}, beyond{0, 1, 2},
+      another{0, 2};
   const auto error_of = [](std::vector<KvLayerGroup> groups, auto change) {
     KvCacheOptions options = shape_of(2);
     options.layer_groups = groups;
@@ -108,6 +109,7 @@ TEST(LayerMap, BadGroupsAreRefused) {
   EXPECT_EQ(error_of({{both, -1}, {second, 4}}, as_is), Errc::kInvalidArgument) << "a layer in two groups";
   EXPECT_EQ(error_of({{twice, -1}}, as_is), Errc::kInvalidArgument) << "a layer twice";
   EXPECT_EQ(error_of({{beyond, -1}}, as_is), Errc::kInvalidArgument) << "no such layer";
+  EXPECT_EQ(error_of({{another, -1}}, as_is), Errc::kInvalidArgument) << "as many layers as there are, but not those";
   EXPECT_EQ(error_of({{both, -1}, {none, 4}}, as_is), Errc::kInvalidArgument) << "an empty group";
   EXPECT_EQ(error_of({{both, -2}}, as_is), Errc::kInvalidArgument) << "a window below -1";
   EXPECT_EQ(error_of({{both, 4}}, [](auto& o) { o.attention.window_left = 4; }), Errc::kInvalidArgument);
@@ -131,6 +133,22 @@ TEST(LayerMap, BadGroupsAreRefused) {
   options.layer_groups = fewer;
   options.layers_per_page = 1;
   EXPECT_EQ(KvCache::create(options).error(), Errc::kOk) << "64 page tables, of windows of a token";
+}
+
+TEST(LayerMap, ATwentiethMayBeWastedExactly) {
+  std::vector<std::uint32_t> layers(39);
+  std::iota(layers.begin(), layers.end(), 0u);
+  const std::span<const std::uint32_t> all(layers);
+  const auto layers_per_page = [](std::uint32_t num_layers, std::initializer_list<KvLayerGroup> groups) {
+    const std::vector<KvLayerGroup> copy(groups);
+    KvCacheOptions options = shape_of(num_layers);
+    options.layer_groups = copy;
+    LayerMap map;
+    EXPECT_TRUE(map.assign(options));
+    return map.layers_per_page();
+  };
+  EXPECT_EQ(layers_per_page(39, {{all.first(20), 4}, {all.subspan(20), -1}}), 20u) << "1 of 20 places of full layers";
+  EXPECT_EQ(layers_per_page(38, {{all.first(20), 4}, {all.subspan(20, 18), 8}}), 20u) << "2 of 40 places";
 }
 
 // Groups of which no packing wastes little: as many page tables as there may be.

@@ -262,6 +262,33 @@ TEST(PrefixSharing, RetentionPriorityDecidesWhoGoesFirst) {
   EXPECT_EQ(cache.open(run_of_tokens(9, 100)).value().cached_tokens(), 0u);
 }
 
+TEST(PrefixSharing, AForkKeepsTheRetentionAndTheCachedTokensOfItsParent) {
+  KvCache cache = tiny_cache(5);
+  const std::array<RetentionRange, 1> keep{{{.priority = 80}}};
+  (void)serve(cache, run_of_tokens(4));
+  {
+    Sequence parent = cache.open(run_of_tokens(8), {.retention = keep}).value();
+    Sequence fork = parent.fork().value();
+    EXPECT_EQ(fork.cached_tokens(), 4u);
+    ASSERT_TRUE(parent.close());
+    prefill(cache, fork, run_of_tokens(8));
+  }
+  (void)serve(cache, run_of_tokens(8, 100));
+  (void)serve(cache, run_of_tokens(12, 200));
+  EXPECT_EQ(cache.open(run_of_tokens(9)).value().cached_tokens(), 8u) << "the oldest, but of a higher priority";
+}
+
+TEST(PrefixSharing, TruncatedTokensAreNotCachedOnesAnyMore) {
+  KvCache cache = tiny_cache(16);
+  (void)serve(cache, run_of_tokens(12));
+  Sequence a = cache.open(run_of_tokens(13)).value();
+  ASSERT_EQ(a.cached_tokens(), 12u);
+  ASSERT_TRUE(a.truncate(5));
+  EXPECT_EQ(a.cached_tokens(), 5u);
+  prefill(cache, a, run_of_tokens(13));
+  EXPECT_EQ(a.cached_tokens(), 5u);
+}
+
 TEST(PrefixSharing, EventsTellWhatIsStoredEvictedAndCleared) {
   KvCacheOptions options = tiny(2);
   options.prefix.event_capacity = 16;

@@ -221,6 +221,7 @@ TEST(Sequence, SlideReleasesWhatLiesBehindAWindowOfTheCallers) {
   EXPECT_EQ(s.num_tokens(), 30U);
   Sequence forked = s.fork().value();
   EXPECT_EQ(pages_of(forked), pages_of(s));
+  EXPECT_EQ(forked.truncate(29).error(), Errc::kInvalidArgument) << "the fork knows the window too";
   ASSERT_TRUE(forked.append(9));
   EXPECT_EQ(forked.slide(3).value(), 6U) << "sinks too, now that none are asked for";
 }
