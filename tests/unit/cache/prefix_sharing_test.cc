@@ -359,6 +359,17 @@ TEST(PrefixSharing, AHitNeedsOnlyThePagesOfTheWindowInASlidingGroup) {
   EXPECT_EQ(cache.open(run_of_tokens(30)).value().cached_tokens(), 0u) << "token 28 would see 24, which is gone";
 }
 
+TEST(PrefixSharing, PagesOfEveryTableTakeTheRetentionOfTheirLastUser) {
+  KvCache cache = full_and_sliding(12, 100);
+  const std::array<RetentionRange, 1> keep{{{.priority = 80}}};
+  (void)serve(cache, run_of_tokens(4));
+  (void)cache.open(run_of_tokens(5), {.retention = keep}).value();
+  (void)serve(cache, run_of_tokens(4, 100));
+  press(cache, 2);
+  EXPECT_EQ(cache.stats().prefix.published_pages, 2u);
+  EXPECT_EQ(cache.open(run_of_tokens(5)).value().cached_tokens(), 4u) << "older, but of a higher priority";
+}
+
 /// Two layers with windows, the narrower of the first; `event_capacity` as PrefixCacheOptions.
 KvCache two_windows(std::uint64_t capacity_pages, std::int32_t narrow, std::int32_t wide) {
   const std::vector<std::uint32_t> first = {0}, second = {1};
