@@ -270,15 +270,15 @@ class DecodeTask {
     const bool has_mask = params_.mask_kind != MaskKind::kNone;
     if (has_mask) spread_mask(step);
     const float cap = params_.logits_soft_cap;
-    const __m512 scale = _mm512_set1_ps(cap > 0 ? params_.sm_scale / cap : params_.sm_scale);
+    const __m512 scale = _mm512_set1_ps(kLog2E * (cap > 0 ? 2 * params_.sm_scale / cap : params_.sm_scale));
     const __m512i position = _mm512_load_si512(lane_position_);
-    const __m512 slope = _mm512_load_ps(lane_slope_);
+    const __m512 slope = _mm512_mul_ps(_mm512_load_ps(lane_slope_), _mm512_set1_ps(kLog2E));
     for (int i = 0; i < kScoreVectors; ++i) {
       __m512 x = _mm512_mul_ps(_mm512_load_ps(scratch_.scores + i * 16), scale);
-      if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap));
+      if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap * kLog2E));
       const __m512i distance = _mm512_sub_epi32(tokens_of_vector(step, i), position);
       x = _mm512_fmadd_ps(slope, _mm512_cvtepi32_ps(distance), x);
-      x = has_mask ? add_mask(x, _mm512_load_ps(scratch_.mask + i * 16)) : _mm512_mul_ps(x, _mm512_set1_ps(kLog2E));
+      if (has_mask) x = add_mask(x, _mm512_load_ps(scratch_.mask + i * 16));
       _mm512_store_ps(scratch_.scores + i * 16, x);
     }
   }

@@ -9,7 +9,7 @@
 // again with the true maximum, column by column, so that a row's arithmetic never depends on the others. Reads each K
 // and V byte once a task of up to 2048 columns. Limit: port 0 beside TMUL (softmax), L2 to L1 traffic.
 #include "kernels/x86_amx_kernels.h"
-#include "kernels/x86_amx_prefill_scratch.h"
+#include "kernels/x86_amx_prefill_mask.h"
 #include "kernels/x86_amx_rows.h"
 #include "kernels/x86_amx_score.h"
 
@@ -31,7 +31,9 @@ class PrefillTask {
         scale_(params.sm_scale * kLog2E),
         ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles / kAheadSteps),
         is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
-                  params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f) {
+                  params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
+        hides_raw_(params.logits_soft_cap == 0 && scale_ > 1e-20f),
+        is_backward_(params.alibi_slopes != nullptr) {
     std::memset(scratch_.zero_row, 0, static_cast<std::size_t>(std::max(k_tiles_, d_tiles_ / 2)) * kTileRowBytes);
   }
 
@@ -56,11 +58,13 @@ class PrefillTask {
       begin = std::min<std::int64_t>(begin, scratch_.blocks[b].min_first);
       end = std::max<std::int64_t>(end, scratch_.blocks[b].max_end);
     }
-    for (chunk_ = begin / kChunk * kChunk; chunk_ < end; chunk_ += kChunk) {
+    const std::int64_t first_chunk = begin / kChunk * kChunk, last_chunk = (end - 1) / kChunk * kChunk;
+    chunk_ = is_backward_ ? last_chunk : first_chunk;
+    for (; chunk_ >= first_chunk && chunk_ <= last_chunk; chunk_ += is_backward_ ? -kChunk : kChunk) {
       pack_chunk(std::max(begin, chunk_), std::min(end, chunk_ + kChunk));
       slot_is_scored_ = false;
       for (int b = 0; b < num_blocks_; ++b) {
-        plan_prefetch(b, std::min(end, chunk_ + 2 * kChunk));
+        plan_prefetch(b, begin, end);
         attend_chunk(b);
       }
     }
@@ -97,6 +101,8 @@ class PrefillTask {
       const Visible keys = visible_keys(params_, task_, column.row);
       block.first[c] = keys.first, block.end[c] = keys.end;
       block.position[c] = static_cast<std::int32_t>(task_.first_pos + column.row);
+      block.mask_entry[c] =
+          task_.mask_offset + column.row * task_.mask_row_stride + column.head * task_.mask_head_stride;
       block.min_first = std::min(block.min_first, keys.first), block.max_first = std::max(block.max_first, keys.first);
       block.min_end = std::min(block.min_end, keys.end), block.max_end = std::max(block.max_end, keys.end);
       if (params_.alibi_slopes != nullptr) {
@@ -251,10 +257,11 @@ class PrefillTask {
   }
 
   /// A share of the next chunk's rows, to be prefetched while column block `index` is computed.
-  void plan_prefetch(int index, std::int64_t end) noexcept {
-    const std::int64_t share = kChunk / num_blocks_, first = chunk_ + kChunk + index * share;
+  void plan_prefetch(int index, std::int64_t begin, std::int64_t end) noexcept {
+    const std::int64_t share = kChunk / num_blocks_, next = chunk_ + (is_backward_ ? -kChunk : kChunk) + index * share;
+    const std::int64_t first = std::max(begin, next), last = std::min(end, next + share);
     ahead_.clear();
-    if (first < end) ahead_.add(rows_, first, std::min(share, end - first));
+    if (first < last) ahead_.add(rows_, first, last - first);
   }
 
   /// Token tiles of the chunk that some column of the block sees, from an even one on.
@@ -269,6 +276,12 @@ class PrefillTask {
     return {static_cast<int>(begin - chunk_) / kTileRows, static_cast<int>(end - chunk_ + kTileRows - 1) / kTileRows};
   }
 
+  /// The tiles of these that are computed first: those of one block of tokens.
+  TileRange part_of(TileRange tiles) const noexcept {
+    if (is_backward_) return {std::max(tiles.first, (tiles.end - 1) / kBlockTiles * kBlockTiles), tiles.end};
+    return {tiles.first, std::min(tiles.end, tiles.first / kBlockTiles * kBlockTiles + kBlockTiles)};
+  }
+
   /// One column block over its tiles of the chunk.
   void attend_chunk(int index) noexcept {
     ColumnBlock& block = scratch_.blocks[index];
@@ -279,10 +292,12 @@ class PrefillTask {
     for (int c = 0; c < kColumnTiles; ++c) {
       state.max[c] = _mm512_load_ps(block.max + c * 16), state.sum[c] = _mm512_load_ps(block.sum + c * 16);
     }
-    for (int tile = tiles.first; tile < tiles.end;) {
-      const int stop = std::min(tiles.end, tile / kBlockTiles * kBlockTiles + kBlockTiles);
-      attend_block(index, state, tile, stop, stop < tiles.end ? score_of(index, stop, stop + 1) : first_of_next(index));
-      tile = stop;
+    for (TileRange left = tiles; left.first < left.end;) {
+      const TileRange part = part_of(left);
+      left = is_backward_ ? TileRange{left.first, part.first} : TileRange{part.end, left.end};
+      const int next = part_of(left).first;
+      attend_block(index, state, part.first, part.end,
+                   left.first < left.end ? score_of(index, next, next + 1) : first_of_next(index));
     }
     for (int c = 0; c < kColumnTiles; ++c) _mm512_store_ps(block.sum + c * 16, state.sum[c]);
   }
@@ -290,8 +305,8 @@ class PrefillTask {
   /// The first scores of the next column block that has some in this chunk; none (k null) if there is none.
   ScorePass first_of_next(int index) const noexcept {
     while (++index < num_blocks_) {
-      const TileRange tiles = tiles_of(index);
-      if (tiles.first < tiles.end) return score_of(index, tiles.first, tiles.first + 1);
+      const TileRange part = part_of(tiles_of(index));
+      if (part.first < part.end) return score_of(index, part.first, part.first + 1);
     }
     return ScorePass{};
   }
@@ -351,22 +366,29 @@ class PrefillTask {
     return pass.scores;
   }
 
+  /// The same as logits in base 2, or as scores whose logits are theirs times `scale_`.
+  const float* logits_alone(int index, int tile) noexcept {
+    float* const scores = score_alone(index, tile);
+    if (!finish_logits(index, scores, tile)) bend_scores(nullptr, scores);
+    return scores;
+  }
+
   /// Scores and weights of tiles [tile, stop); the softmax of each overlaps with the scores of the one after it, that
   /// of the last with `next`.
   void weights_of_tiles(int index, SoftmaxState& state, int tile, int stop, const ScorePass& next) noexcept {
     if (!slot_is_scored_) score_alone(index, tile);
     for (int t = tile; t < stop; ++t) {
       float* done = slot(slot_);
-      bend_and_hide(index, done, t);
+      const bool is_finished = finish_logits(index, done, t);
       ScorePass pass = t + 1 < stop ? score_of(index, t + 1, t + 2) : next;
       slot_ ^= 1;
-      pass.scores = slot(slot_), pass.done_scores = done;
+      pass.scores = slot(slot_), pass.done_scores = done, pass.bend = is_finished ? nullptr : &bend_;
       pass.weights = scratch_.weights + (t - tile) / 2 * kWeightBytes + (t - tile) % 2 * (kTileBytes / 2);
       if (pass.k != nullptr) {
         if (const std::byte* lines = ahead_.take(ahead_lines_); lines != nullptr) pass.ahead = lines;
         score_tile<true>(k_tiles_, terms_, state, pass);
       } else {
-        softmax_slot(state, done, pass.weights);
+        softmax_slot(state, done, pass.weights, pass.bend);
       }
     }
     slot_is_scored_ = next.k != nullptr;
@@ -377,20 +399,19 @@ class PrefillTask {
   bool find_maxima(int index, SoftmaxState& state, int tile, int stop) noexcept {
     ColumnBlock& block = scratch_.blocks[index];
     const __m512 none = _mm512_set1_ps(kHiddenLogit);
-    for (int t = tile;; ++t) {
+    for (int i = 0;; ++i) {
       __mmask16 missing[kColumnTiles], any = 0;
       for (int c = 0; c < kColumnTiles; ++c) {
         missing[c] = _mm512_cmp_ps_mask(_mm512_load_ps(block.max + c * 16), none, _CMP_EQ_OQ);
         any = static_cast<__mmask16>(any | missing[c]);
       }
-      if (any == 0 || t == stop) {
+      if (any == 0 || i == stop - tile) {
         for (int c = 0; c < kColumnTiles; ++c) {
           state.max[c] = _mm512_mask_mov_ps(_mm512_load_ps(block.max + c * 16), missing[c], _mm512_setzero_ps());
         }
-        return t > tile;
+        return i > 0;
       }
-      float* scores = score_alone(index, t);
-      bend_and_hide(index, scores, t);
+      const float* scores = logits_alone(index, is_backward_ ? stop - 1 - i : tile + i);
       for (int c = 0; c < kColumnTiles; ++c) {
         const __m512 top = _mm512_mul_ps(highest_score(scores + c * kTileFloats), state.scale);
         const __mmask16 seen = _mm512_mask_cmp_ps_mask(missing[c], top, none, _CMP_GT_OQ);
@@ -399,28 +420,13 @@ class PrefillTask {
     }
   }
 
-  static __m512 highest_score(const float* scores) noexcept {
-    __m512 top = _mm512_load_ps(scores);
-    for (int t = 1; t < kTileRows; ++t) top = _mm512_max_ps(top, _mm512_load_ps(scores + t * 16));
-    return top;
-  }
-
-  static __mmask16 overflowing(__m512 sum) noexcept {
-    return _mm512_cmp_ps_mask(sum, _mm512_set1_ps(0x1p60f), _CMP_NLT_UQ);
-  }
-  static bool overflows(const SoftmaxState& state) noexcept {
-    return (overflowing(state.sum[0]) | overflowing(state.sum[1]) | overflowing(state.sum[2]) |
-            overflowing(state.sum[3])) != 0;
-  }
-
   /// Takes a block back: columns whose sum overflowed get the maximum over the block, their sums are scaled down; all
   /// others keep every bit.
   void raise_maxima(int index, SoftmaxState& state, const SoftmaxState& saved, int tile, int stop) noexcept {
     __m512 top[kColumnTiles];
     for (int c = 0; c < kColumnTiles; ++c) top[c] = saved.max[c];
     for (int t = tile; t < stop; ++t) {
-      float* scores = score_alone(index, t);
-      bend_and_hide(index, scores, t);
+      const float* scores = logits_alone(index, t);
       for (int c = 0; c < kColumnTiles; ++c) {
         top[c] = _mm512_max_ps(top[c], _mm512_mul_ps(highest_score(scores + c * kTileFloats), saved.scale));
       }
@@ -439,66 +445,58 @@ class PrefillTask {
     slot_is_scored_ = false;
   }
 
-  /// What stands between a raw score and the softmax: soft cap, ALiBi and mask if the layer has them (then logits in
-  /// base 2 come out), and hidden keys. Plain tiles that all columns see pass untouched.
-  void bend_and_hide(int index, float* scores, int tile) noexcept {
+  /// Soft cap and ALiBi of the block's columns, from `token` on.
+  void aim_bend(const ColumnBlock& block, std::int32_t token) noexcept {
+    const float cap = params_.logits_soft_cap;
+    bend_.has_cap = cap > 0;
+    bend_.scale = _mm512_set1_ps(kLog2E * (bend_.has_cap ? 2 * params_.sm_scale / cap : params_.sm_scale));
+    bend_.cap = _mm512_set1_ps(cap * kLog2E);
+    for (int c = 0; c < kColumnTiles; ++c) {
+      const __m512i distance = _mm512_sub_epi32(_mm512_set1_epi32(token), _mm512_load_si512(block.position + c * 16));
+      bend_.slope[c] = _mm512_mul_ps(_mm512_load_ps(block.slope + c * 16), _mm512_set1_ps(kLog2E));
+      bend_.bias[c] = _mm512_mul_ps(bend_.slope[c], _mm512_cvtepi32_ps(distance));
+    }
+  }
+
+  /// Masks and hides keys of a tile in place, bending the raw scores before if need be; true if `bend_` has no more to
+  /// do then. What all columns see passes untouched: the softmax bends it on its way.
+  bool finish_logits(int index, float* scores, int tile) noexcept {
     const ColumnBlock& block = scratch_.blocks[index];
     const auto token = static_cast<std::int32_t>(chunk_) + tile * kTileRows;
-    if (!is_plain_) bend_scores(index, scores, token);
-    if (token >= block.max_first && token + kTileRows <= block.min_end) return;
+    __m512i mask[kColumnTiles * 16];
+    const bool is_masked = params_.mask_kind == MaskKind::kAdditive && mask_tiles(params_, task_, block, token, mask);
+    if (!is_plain_) aim_bend(block, token);
+    if (is_masked) bend_scores(mask, scores);
+    const bool has_bits = params_.mask_kind == MaskKind::kBool || params_.mask_kind == MaskKind::kBits;
+    if (!has_bits && token >= block.max_first && token + kTileRows <= block.min_end) return is_plain_ || is_masked;
+    __m512i seen[kColumnTiles], all = _mm512_set1_epi32(0xffff);
     for (int c = 0; c < kColumnTiles; ++c) {
-      const __m512i first = _mm512_load_si512(block.first + c * 16), end = _mm512_load_si512(block.end + c * 16);
+      seen[c] = has_bits ? _mm512_and_si512(range_bits(block, c, token), mask_bits(params_, task_, block, c, token))
+                         : range_bits(block, c, token);
+      all = _mm512_and_si512(all, seen[c]);
+    }
+    if (_mm512_cmpneq_epi32_mask(all, _mm512_set1_epi32(0xffff)) == 0) return is_plain_ || is_masked;
+    const bool is_bent = is_masked || !hides_raw_;
+    if (is_bent && !is_masked) bend_scores(nullptr, scores);
+    for (int c = 0; c < kColumnTiles; ++c) {
       for (int t = 0; t < kTileRows; ++t) {
-        const __m512i key = _mm512_set1_epi32(token + t);
-        const auto hidden =
-            static_cast<__mmask16>(_mm512_cmplt_epi32_mask(key, first) | _mm512_cmpge_epi32_mask(key, end));
+        const __mmask16 hidden = _mm512_testn_epi32_mask(seen[c], _mm512_set1_epi32(1 << t));
         _mm512_mask_storeu_ps(scores + c * kTileFloats + t * 16, hidden, _mm512_set1_ps(kHiddenLogit));
       }
     }
+    return is_plain_ || is_bent;
   }
 
-  void bend_scores(int index, float* scores, std::int32_t token) noexcept {
-    const ColumnBlock& block = scratch_.blocks[index];
-    const float cap = params_.logits_soft_cap;
-    const __m512 scale = _mm512_set1_ps(cap > 0 ? params_.sm_scale / cap : params_.sm_scale);
-    for (int c = 0; c < kColumnTiles; ++c, scores += kTileFloats) {
-      const __m512 slope = _mm512_load_ps(block.slope + c * 16);
-      const __m512i position = _mm512_load_si512(block.position + c * 16);
-      __m512i mask[16];
-      const bool has_mask = params_.mask_kind != MaskKind::kNone && c * 16 < block.num_columns;
-      if (has_mask) mask_tile(index, c, token, mask);
+  /// Raw scores to base-2 logits in place, under the mask logits [4][16 tokens][16 columns] unless null.
+  void bend_scores(const __m512i* mask, float* scores) const noexcept {
+    for (int c = 0; c < kColumnTiles; ++c) {
       for (int t = 0; t < kTileRows; ++t) {
-        __m512 x = _mm512_mul_ps(_mm512_load_ps(scores + t * 16), scale);
-        if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap));
-        const __m512i distance = _mm512_sub_epi32(_mm512_set1_epi32(token + t), position);
-        x = _mm512_fmadd_ps(slope, _mm512_cvtepi32_ps(distance), x);
-        x = has_mask ? add_mask(x, _mm512_castsi512_ps(mask[t])) : _mm512_mul_ps(x, _mm512_set1_ps(kLog2E));
-        _mm512_store_ps(scores + t * 16, x);
+        float* const at = scores + c * kTileFloats + t * 16;
+        __m512 x = bend_.apply(_mm512_load_ps(at), c, t);
+        if (mask != nullptr) x = add_mask(x, _mm512_castsi512_ps(mask[c * 16 + t]));
+        _mm512_store_ps(at, x);
       }
     }
-  }
-
-  /// Mask logits [16 tokens][16 columns] of one column tile: rows of the mask, transposed.
-  void mask_tile(int index, int column_tile, std::int32_t token, __m512i* to) const noexcept {
-    const ColumnBlock& block = scratch_.blocks[index];
-    const int num_columns = block.num_columns - column_tile * 16;
-    const int count = static_cast<int>(std::min<std::int64_t>(kTileRows, task_.kv_end - token));
-    std::int64_t last_entry = -1;
-    for (int c = 0; c < 16; ++c) {
-      if (c >= num_columns) {
-        to[c] = _mm512_setzero_si512();
-        continue;
-      }
-      const Column column = column_of(block, column_tile * 16 + c);
-      const std::int64_t entry =
-          task_.mask_offset + column.row * task_.mask_row_stride + column.head * task_.mask_head_stride + token;
-      // Heads of a row mostly share its mask: expand it once.
-      to[c] = c > 0 && entry == last_entry
-                  ? to[c - 1]
-                  : _mm512_castps_si512(mask_logits(params_.mask_kind, task_.mask, entry, count));
-      last_entry = entry;
-    }
-    transpose16(to);
   }
 
   /// Divides by the sums and writes the rows, 16 columns at a time transposed back.
@@ -542,11 +540,15 @@ class PrefillTask {
   const PrefillScratch scratch_;
   const int k_tiles_, d_tiles_, terms_;
   const float scale_;
-  const int ahead_lines_;   // a token tile
-  const bool is_plain_;     // neither soft cap nor ALiBi nor mask
+  const int ahead_lines_;  // a token tile
+  const bool is_plain_;    // neither soft cap nor ALiBi nor mask
+  const bool hides_raw_;   // a score of -inf is a logit of -inf
+  /// From the last keys to the first: ALiBi then lowers logits on the way, and the maximum of the first tile holds.
+  const bool is_backward_;
   std::int64_t chunk_ = 0;  // first token of the chunk at hand
   int num_blocks_ = 0;
   Prefetcher ahead_;  // of the next chunk
+  Bend bend_;         // of the token tile at hand, unless all is plain
   /// A token of the chunk whose V is not finite, and that row.
   struct Exception {
     std::int32_t token;

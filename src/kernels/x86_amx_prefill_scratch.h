@@ -37,6 +37,7 @@ struct alignas(64) ColumnBlock {
   std::int32_t first[kBlockColumns], end[kBlockColumns];  // visible keys
   std::int32_t position[kBlockColumns];
   float slope[kBlockColumns];
+  std::int64_t mask_entry[kBlockColumns];  // of key 0, if there is a mask
   std::int32_t min_first, max_first, min_end, max_end;
   std::int32_t first_row, first_head;  // of column 0
   int num_columns;

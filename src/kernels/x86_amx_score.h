@@ -24,15 +24,53 @@ struct SoftmaxState {
   __m512 scale;  ///< Scores to base-2 logits; 1 if they are logits already.
 };
 
+/// Highest of 16 tokens, column by column.
+PAGEDKV_AMX_INLINE __m512 highest_score(const float* scores) noexcept {
+  __m512 top = _mm512_load_ps(scores);
+  for (int t = 1; t < kTileRows; ++t) top = _mm512_max_ps(top, _mm512_load_ps(scores + t * 16));
+  return top;
+}
+
+PAGEDKV_AMX_INLINE __mmask16 overflowing(__m512 sum) noexcept {
+  return _mm512_cmp_ps_mask(sum, _mm512_set1_ps(0x1p60f), _CMP_NLT_UQ);
+}
+PAGEDKV_AMX_INLINE bool overflows(const SoftmaxState& state) noexcept {
+  return (overflowing(state.sum[0]) | overflowing(state.sum[1]) | overflowing(state.sum[2]) |
+          overflowing(state.sum[3])) != 0;
+}
+
+/// What turns the raw scores of one token tile into base-2 logits where a scale alone does not: soft cap and ALiBi.
+struct Bend {
+  bool has_cap;
+  __m512 scale;  ///< Of a score: to a logit, or to the argument of soft_cap.
+  __m512 cap;
+  __m512 slope[kColumnTiles];
+  __m512 bias[kColumnTiles];  ///< Of the tile's first token.
+
+  /// Scores of one token of a column tile. Ends in an addition, which no compiler fuses with what follows: the same
+  /// bits wherever it stands.
+  PAGEDKV_AMX_INLINE __m512 apply(__m512 score, int column_tile, int token) const noexcept {
+    const __m512 shift =
+        _mm512_fmadd_ps(slope[column_tile], _mm512_set1_ps(static_cast<float>(token)), bias[column_tile]);
+    if (!has_cap) return _mm512_fmadd_ps(score, scale, shift);
+    return _mm512_add_ps(soft_cap(_mm512_mul_ps(score, scale), cap), shift);
+  }
+};
+
 /// Two tokens of one column tile: w = 2^(score * scale - max), summed in f32 and stored as bf16 pairs (the B operand).
 /// 6 operations on port 0 a vector; the two exp2 forms share the work between ports 0 and 5, which TMUL leaves half
 /// free.
-template <int kUnit>
-PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, std::byte* weights) noexcept {
+template <int kUnit, bool kBent>
+PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, std::byte* weights,
+                                     const Bend* bend) noexcept {
   constexpr int kTile = kUnit / 8, kPair = kUnit % 8;
   const float* from = scores + kTile * kTileFloats + kPair * 32;
-  const __m512 even = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(from), state.scale, state.max[kTile]));
-  const __m512 odd = exp2_fast_by_adds(_mm512_fmsub_ps(_mm512_load_ps(from + 16), state.scale, state.max[kTile]));
+  __m512 score0 = _mm512_load_ps(from), score1 = _mm512_load_ps(from + 16);
+  if constexpr (kBent) {
+    score0 = bend->apply(score0, kTile, 2 * kPair), score1 = bend->apply(score1, kTile, 2 * kPair + 1);
+  }
+  const __m512 even = exp2_fast(_mm512_fmsub_ps(score0, state.scale, state.max[kTile]));
+  const __m512 odd = exp2_fast_by_adds(_mm512_fmsub_ps(score1, state.scale, state.max[kTile]));
   state.sum[kTile] = _mm512_add_ps(_mm512_add_ps(state.sum[kTile], even), odd);
   asm volatile("" : "+v"(state.sum[kTile]));  // now: g++ puts all sums off to the end, spilling every weight till then
   // Upper halves of both, rounded to nearest: two additions and a shuffle; vcvtne2ps2bf16 costs two cycles of port 0.
@@ -44,11 +82,12 @@ PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, s
   _mm512_store_si512(weights + kTile * kTileBytes + kPair * kTileRowBytes, pairs);
 }
 
-template <int kFrom, int kTo>
-PAGEDKV_AMX_INLINE void softmax_units(SoftmaxState& state, const float* scores, std::byte* weights) noexcept {
+template <int kFrom, int kTo, bool kBent>
+PAGEDKV_AMX_INLINE void softmax_units(SoftmaxState& state, const float* scores, std::byte* weights,
+                                      const Bend* bend) noexcept {
   if constexpr (kFrom < kTo) {
-    softmax_unit<kFrom>(state, scores, weights);
-    softmax_units<kFrom + 1, kTo>(state, scores, weights);
+    softmax_unit<kFrom, kBent>(state, scores, weights, bend);
+    softmax_units<kFrom + 1, kTo, kBent>(state, scores, weights, bend);
   }
 }
 
@@ -60,6 +99,7 @@ struct ScorePass {
   std::int64_t query_stride;
   float* scores;             ///< Slot to fill.
   const float* done_scores;  ///< Slot that the softmax reads.
+  const Bend* bend;          ///< Of the scores in that slot, or null if they need none any more.
   std::byte* weights;
   const std::byte* ahead;  ///< Lines of the next chunk to prefetch into L2: one every kAheadSteps products.
 };
@@ -67,7 +107,7 @@ struct ScorePass {
 /// Tile product number kStep of a pass over kTiles K tiles, and its share of the softmax units [kFirst, kLast).
 /// K stays in tmm4..7, queries stream through tmm2 and 3, sums alternate between tmm0 and 1 and are stored in the
 /// middle of the next chain: stores in a burst would each wait for their chain, 20 % of the rate.
-template <int kTiles, bool kFromZero, int kFirst, int kLast, int kStep = 0>
+template <int kTiles, bool kFromZero, bool kBent, int kFirst, int kLast, int kStep = 0>
 PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) noexcept {
   constexpr int kColumnTile = kStep / kTiles, kTile = kStep % kTiles, kAcc = kColumnTile % 2;
   constexpr int kSteps = kTiles * kColumnTiles;
@@ -89,35 +129,42 @@ PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) 
   if constexpr (kStep % kAheadSteps == 0) {  // unconditional: a branch here costs 5 % of the rate
     _mm_prefetch(reinterpret_cast<const char*>(pass.ahead) + kStep / kAheadSteps * 64, _MM_HINT_T1);
   }
-  softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps>(
-      state, pass.done_scores, pass.weights);
+  softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps, kBent>(
+      state, pass.done_scores, pass.weights, pass.bend);
   if constexpr (kStep + 1 < kSteps) {
-    score_steps<kTiles, kFromZero, kFirst, kLast, kStep + 1>(state, pass);
+    score_steps<kTiles, kFromZero, kBent, kFirst, kLast, kStep + 1>(state, pass);
   } else {
     tile_store<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
   }
 }
 
-template <int kTiles, bool kFromZero, int kFirst, int kLast>
+template <int kTiles, bool kFromZero, bool kBent, int kFirst, int kLast>
 __attribute__((noinline)) void score_pass(SoftmaxState& state, const ScorePass& pass) noexcept {
   SoftmaxState local = state;
   tile_load<4>(pass.k, kTileRowBytes);
   if constexpr (kTiles > 1) tile_load<5>(pass.k + kTileBytes, kTileRowBytes);
   if constexpr (kTiles > 2) tile_load<6>(pass.k + 2 * kTileBytes, kTileRowBytes);
   if constexpr (kTiles > 3) tile_load<7>(pass.k + 3 * kTileBytes, kTileRowBytes);
-  score_steps<kTiles, kFromZero, kFirst, kLast>(local, pass);
+  score_steps<kTiles, kFromZero, kBent, kFirst, kLast>(local, pass);
   state = local;
 }
 
 /// The pass over `num_tiles` (1..4) K tiles.
+template <bool kFromZero, bool kBent, int kFirst, int kLast>
+PAGEDKV_AMX_INLINE void score_pass_of(int num_tiles, SoftmaxState& state, const ScorePass& pass) noexcept {
+  switch (num_tiles) {
+    case 1: return score_pass<1, kFromZero, kBent, kFirst, kLast>(state, pass);
+    case 2: return score_pass<2, kFromZero, kBent, kFirst, kLast>(state, pass);
+    case 3: return score_pass<3, kFromZero, kBent, kFirst, kLast>(state, pass);
+    default: return score_pass<4, kFromZero, kBent, kFirst, kLast>(state, pass);
+  }
+}
 template <bool kFromZero, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass(int num_tiles, SoftmaxState& state, const ScorePass& pass) noexcept {
-  switch (num_tiles) {
-    case 1: return score_pass<1, kFromZero, kFirst, kLast>(state, pass);
-    case 2: return score_pass<2, kFromZero, kFirst, kLast>(state, pass);
-    case 3: return score_pass<3, kFromZero, kFirst, kLast>(state, pass);
-    default: return score_pass<4, kFromZero, kFirst, kLast>(state, pass);
+  if constexpr (kFirst < kLast) {
+    if (pass.bend != nullptr) return score_pass_of<kFromZero, true, kFirst, kLast>(num_tiles, state, pass);
   }
+  score_pass_of<kFromZero, false, kFirst, kLast>(num_tiles, state, pass);
 }
 
 /// Scores of one token tile over all `num_tiles` K tiles (four a pass: their K tiles stay in registers) and all terms
@@ -143,9 +190,14 @@ void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePa
 }
 
 /// The softmax of a slot alone.
-[[maybe_unused]] void softmax_slot(SoftmaxState& state, const float* scores, std::byte* weights) noexcept {
+[[maybe_unused]] void softmax_slot(SoftmaxState& state, const float* scores, std::byte* weights,
+                                   const Bend* bend) noexcept {
   SoftmaxState local = state;
-  softmax_units<0, kUnits>(local, scores, weights);
+  if (bend != nullptr) {
+    softmax_units<0, kUnits, true>(local, scores, weights, bend);
+  } else {
+    softmax_units<0, kUnits, false>(local, scores, weights, bend);
+  }
   state = local;
 }
 

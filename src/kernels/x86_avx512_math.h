@@ -62,10 +62,9 @@ PAGEDKV_AMX_INLINE __m512 exp2_fast_by_adds(__m512 x) noexcept {
   return _mm512_scalef_ps(p, n);
 }
 
-/// cap * tanh(x) with x already divided by the cap; tanh(x) = 1 - 2 / (e^2x + 1), absolute error 3e-7 before `cap`.
+/// cap * tanh(y) for x = 2 log2(e) y, as cap - 2 cap / (2^x + 1); absolute error 3e-7 before `cap`.
 PAGEDKV_AMX_INLINE __m512 soft_cap(__m512 x, __m512 cap) noexcept {
-  const __m512 clamped = _mm512_min_ps(_mm512_set1_ps(20.f), x);  // in this order NaN stays NaN
-  const __m512 e = exp2_exact(_mm512_mul_ps(clamped, _mm512_set1_ps(2 * kLog2E)));
+  const __m512 e = exp2_exact(_mm512_min_ps(_mm512_set1_ps(57.f), x));  // in this order NaN stays NaN
   const __m512 d = _mm512_add_ps(e, _mm512_set1_ps(1.f));
   __m512 r = _mm512_rcp14_ps(d);  // one Newton step: 14 bits to 24
   r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.f)));
@@ -146,29 +145,33 @@ PAGEDKV_AMX_INLINE bool is_finite_row(const std::byte* row, std::int64_t dim) no
   return exceptions == 0;
 }
 
-/// Sixteen entries of an explicit mask from `entry` on, as logits (natural units): 0, a bias, or kHiddenLogit.
-/// Reads `count` entries (1..16) and no byte beyond them; the rest is kHiddenLogit.
-[[maybe_unused]] __m512 mask_logits(MaskKind kind, const std::byte* mask, std::int64_t entry, int count) noexcept {
-  const __m512 hidden = _mm512_set1_ps(kHiddenLogit);
+/// Sixteen entries of a mask of bytes or bits from `entry` on as bits, 1 = visible. Reads `count` entries (1..16) and
+/// no byte beyond them; the rest is 0.
+[[maybe_unused]] __mmask16 visible_entries(MaskKind kind, const std::byte* mask, std::int64_t entry,
+                                           int count) noexcept {
   const __mmask16 lanes = first_lanes16(count);
-  if (kind == MaskKind::kAdditive) return _mm512_mask_loadu_ps(hidden, lanes, mask + entry * 4);
-  __mmask16 visible;
   if (kind == MaskKind::kBool) {
-    visible = _mm_mask_test_epi8_mask(lanes, _mm_maskz_loadu_epi8(lanes, mask + entry), _mm_set1_epi8(-1));
-  } else {
-    std::uint32_t bits = 0;
-    const std::int64_t shift = entry & 7;
-    std::memcpy(&bits, mask + (entry >> 3), static_cast<std::size_t>((shift + count + 7) >> 3));
-    visible = static_cast<__mmask16>((bits >> shift) & lanes);
+    return _mm_mask_test_epi8_mask(lanes, _mm_maskz_loadu_epi8(lanes, mask + entry), _mm_set1_epi8(-1));
   }
-  return _mm512_mask_mov_ps(hidden, visible, _mm512_setzero_ps());
+  std::uint32_t bits = 0;
+  const std::int64_t shift = entry & 7;
+  std::memcpy(&bits, mask + (entry >> 3), static_cast<std::size_t>((shift + count + 7) >> 3));
+  return static_cast<__mmask16>((bits >> shift) & lanes);
 }
 
-/// Logits under a mask, to base 2: keys that it hides are replaced, since their scores may be NaN; the others stay
-/// finite.
+/// Sixteen entries of an explicit mask as logits (natural units): 0, a bias, or kHiddenLogit. Reads `count` entries;
+/// the rest is kHiddenLogit.
+[[maybe_unused]] __m512 mask_logits(MaskKind kind, const std::byte* mask, std::int64_t entry, int count) noexcept {
+  const __m512 hidden = _mm512_set1_ps(kHiddenLogit);
+  if (kind == MaskKind::kAdditive) return _mm512_mask_loadu_ps(hidden, first_lanes16(count), mask + entry * 4);
+  return _mm512_mask_mov_ps(hidden, visible_entries(kind, mask, entry, count), _mm512_setzero_ps());
+}
+
+/// Base-2 logits under a mask in natural units: keys that it hides are replaced, since their scores may be NaN; the
+/// others stay finite.
 PAGEDKV_AMX_INLINE __m512 add_mask(__m512 logits, __m512 mask) noexcept {
   const __m512 hidden = _mm512_set1_ps(kHiddenLogit);
-  const __m512 sum = _mm512_mul_ps(_mm512_add_ps(logits, mask), _mm512_set1_ps(kLog2E));
+  const __m512 sum = _mm512_fmadd_ps(mask, _mm512_set1_ps(kLog2E), logits);
   const __m512 raised = _mm512_max_ps(_mm512_set1_ps(kLowestLogit), sum);  // in this order NaN stays NaN
   return _mm512_mask_mov_ps(raised, _mm512_cmp_ps_mask(mask, hidden, _CMP_EQ_OQ), hidden);
 }

@@ -45,6 +45,32 @@ TEST_P(Invariance, ToPlacementAndSizeOfPages) {
   }
 }
 
+TEST_P(Invariance, OfLongDecodesToThreadsPagesAndBatchForEveryGroup) {
+  for (const std::uint32_t group : {1U, 4U, 8U}) {
+    const auto with_group = [group](std::vector<SequenceShape> sequences) {
+      ProblemShape shape = make(std::move(sequences));
+      shape.config.num_q_heads = group;
+      shape.config.num_kv_heads = 1;
+      return shape;
+    };
+    for (const std::int32_t length : {4096, 8192, 5000}) {
+      ProblemShape shape = with_group({{length, 1}});
+      const Problem alone(shape), crowded(with_group({{length, 1}, {300, 1}, {2000, 4}}));
+      shape.config.page_size = 1;
+      const Problem in_tokens(shape);
+      shape.config.page_size = 8;
+      const Problem in_eights(shape);
+      for (const char* target : runnable_targets()) {
+        const Outputs want = *alone.run(target, 1), got = *crowded.run(target, 3);
+        EXPECT_TRUE(*in_tokens.run(target) == want) << target;
+        EXPECT_TRUE(*in_eights.run(target) == want) << target;
+        EXPECT_TRUE(std::equal(want.out_bytes.begin(), want.out_bytes.end(), got.out_bytes.begin())) << target;
+        EXPECT_TRUE(std::equal(want.lse_bits.begin(), want.lse_bits.end(), got.lse_bits.begin())) << target;
+      }
+    }
+  }
+}
+
 TEST_P(Invariance, ToTheRestOfTheBatch) {
   // The first sequence draws its numbers first, so it is the same in every batch.
   for (const SequenceShape first : {SequenceShape{2500, 1}, {300, 200}, {40, 5}}) {

@@ -246,27 +246,39 @@ TEST_F(AmxKernel, PrefillPartsMergeToTheWhole) {
   }
 }
 
-// Rows of a task, alone and in other company, bit for bit: also where the overflow of a neighbour takes a block back.
+// Rows of a task, alone and in other company, bit for bit: also where the overflow of a neighbour takes a block back,
+// and where a neighbour's mask or window has a tile bent and hidden before the softmax instead of on its way.
+void expect_rows_alone_as_together(const AttendShape& shape, const AttendKernel& kernel, AttendCase& test_case) {
+  const AttendCase::Result all = test_case.run(kernel);
+  for (const std::int32_t first : {0, 1, 17, 50, 99}) {
+    const std::int32_t count = std::min(first % 2 == 0 ? 23 : 1, 100 - first);
+    const std::int64_t end = 600 + first + count;  // keys past the rows' own positions are no task's business
+    const AttendCase::Result some = test_case.run(kernel, 1, 0, end, first, count);
+    const std::size_t row = std::size_t{shape.group} * shape.v_head_dim;
+    for (std::size_t i = 0; i < some.out.size(); ++i) {
+      ASSERT_EQ(some.out[i], all.out[static_cast<std::size_t>(first) * row + i]) << describe(shape) << " " << i;
+    }
+    for (std::size_t i = 0; i < some.lse.size(); ++i) {
+      ASSERT_EQ(some.lse[i], all.lse[static_cast<std::size_t>(first) * shape.group + i]) << describe(shape);
+    }
+  }
+}
+
 TEST_F(AmxKernel, PrefillRowDoesNotDependOnItsNeighbours) {
-  for (const std::uint32_t group : {1U, 4U, 7U}) {
-    for (const float scale : {1.f, 30.f}) {
-      for (const std::int32_t window : {-1, 90}) {
-        AttendShape shape{.group = group, .num_rows = 100, .kv_len = 700, .window_left = window, .query_scale = scale};
-        shape.sinks = true;
-        AttendCase test_case(shape);
-        const AttendKernel& kernel = kernel_for(test_case, shape.num_rows);
-        const AttendCase::Result all = test_case.run(kernel);
-        for (const std::int32_t first : {0, 1, 17, 50, 99}) {
-          const std::int32_t count = std::min(first % 2 == 0 ? 23 : 1, 100 - first);
-          const std::int64_t end = 600 + first + count;  // keys past the rows' own positions are no task's business
-          const AttendCase::Result some = test_case.run(kernel, 1, 0, end, first, count);
-          const std::size_t row = std::size_t{group} * shape.v_head_dim;
-          for (std::size_t i = 0; i < some.out.size(); ++i) {
-            ASSERT_EQ(some.out[i], all.out[static_cast<std::size_t>(first) * row + i]) << describe(shape) << " " << i;
-          }
-          for (std::size_t i = 0; i < some.lse.size(); ++i) {
-            ASSERT_EQ(some.lse[i], all.lse[static_cast<std::size_t>(first) * group + i]) << describe(shape);
-          }
+  const AttendShape plain{.num_rows = 100, .kv_len = 700, .sinks = true};
+  std::vector<AttendShape> variants(5, plain);
+  variants[1].soft_cap = 5;
+  variants[2].alibi = true;
+  variants[3].soft_cap = 5, variants[3].alibi = true, variants[3].mask = MaskKind::kBool;
+  variants[4].mask = MaskKind::kAdditive;
+  for (AttendShape shape : variants) {
+    for (const std::uint32_t group : {1U, 4U, 7U}) {
+      for (const float scale : {1.f, 30.f}) {
+        for (const std::int32_t window : {-1, 90}) {
+          shape.group = group, shape.query_scale = scale, shape.window_left = window;
+          AttendCase test_case(shape);
+          ASSERT_NO_FATAL_FAILURE(
+              expect_rows_alone_as_together(shape, kernel_for(test_case, shape.num_rows), test_case));
         }
       }
     }

@@ -95,6 +95,13 @@ TEST(WriteKv, PutsRowsInTheirSlotsAndNowhereElse) {
   }
 }
 
+TEST(WriteKv, TakesPagesOfOneTokenAndBatchesThatWriteNothing) {
+  AttentionConfig config = {.num_q_heads = 2, .num_kv_heads = 2, .head_dim = 8, .page_size = 1};
+  expect_written(config, DType::f32, {2, 0, 4}, 5);
+  expect_written(config, DType::bf16, {-1, -7, -1}, 5);
+  expect_written(config, DType::bf16, {}, 5);
+}
+
 TEST(WriteKv, StreamsLargeBatchesOfAnyAlignment) {
   std::vector<std::int64_t> slots(4000);
   std::iota(slots.rbegin(), slots.rend(), std::int64_t{3});

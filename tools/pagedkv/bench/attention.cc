@@ -34,6 +34,7 @@ struct Options {
   std::string contexts;
   std::int64_t shared_prefix = 0;
   int q_dtype = -1;  // -1: as the pages
+  MaskKind mask = MaskKind::kNone;
   bool sinks = false, alibi = false, values_in_keys = false, small_os_pages = false;
   std::string page_order = "random", target, json;
   int threads = 0;  // 0: all CPUs
@@ -90,6 +91,7 @@ WorkloadShape make_shape(const Options& options, const HeadConstants& constants)
   shape.query_len = options.query_len != 0 ? options.query_len : options.phase == Phase::kDecode ? 1 : 512;
   shape.shared_prefix = options.shared_prefix / options.config.page_size * options.config.page_size;
   shape.values_in_keys = options.values_in_keys;
+  shape.mask = options.mask;
   shape.random_order = options.page_order == "random";
   shape.huge_pages = options.small_os_pages ? HugePages::kNever : HugePages::kTransparent;
   shape.q_dtype = options.q_dtype < 0 ? options.config.kv_dtype : static_cast<DType>(options.q_dtype);
@@ -320,6 +322,12 @@ void add_variant_options(CLI::App& app, Options& o) {
   app.add_option("--soft-cap", o.config.variant.logits_soft_cap, "Soft cap of the logits");
   app.add_flag("--sinks", o.sinks, "A sink logit a query head");
   app.add_flag("--alibi", o.alibi, "ALiBi slopes");
+  const std::map<std::string, MaskKind> masks = {{"none", MaskKind::kNone},
+                                                 {"bool", MaskKind::kBool},
+                                                 {"additive", MaskKind::kAdditive},
+                                                 {"bits", MaskKind::kBits}};
+  app.add_option("--mask", o.mask, "An explicit mask that hides one pair in 16 (default: none)")
+      ->transform(CLI::CheckedTransformer(masks).description("none|bool|additive|bits"));
   app.add_flag("--values-in-keys", o.values_in_keys, "MLA: a value is the first --v-head-dim elements of its key");
 }
 

@@ -40,6 +40,7 @@ OracleRows compute_rows(const AttentionConfig& config, const Workload& workload,
   const ConstTensor q = workload.q();
   const std::size_t row_bytes = std::size_t{config.num_q_heads} * config.head_dim * size_of(q.dtype);
   std::vector<std::int32_t> qo_indptr = {0}, kv_indptr = {0}, kv_indices, last_page_len, q_start;
+  std::vector<std::int64_t> mask_offsets;
   std::vector<std::byte> q_rows(rows.size() * row_bytes);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto after =
@@ -52,13 +53,19 @@ OracleRows compute_rows(const AttentionConfig& config, const Workload& workload,
     const std::int32_t length = (end - begin - 1) * static_cast<std::int32_t>(config.page_size) + last_page_len[i];
     q_start.push_back(length - batch.qo_indptr[b + 1] + static_cast<std::int32_t>(rows[i]));
     qo_indptr.push_back(static_cast<std::int32_t>(i) + 1);
+    if (batch.mask.kind != MaskKind::kNone) {
+      const std::int64_t row = static_cast<std::int64_t>(rows[i]) - batch.qo_indptr[b];
+      mask_offsets.push_back(batch.mask.offsets[b] + row * length);
+    }
     std::memcpy(q_rows.data() + i * row_bytes, static_cast<const std::byte*>(q.data) + rows[i] * row_bytes, row_bytes);
   }
-  const AttentionBatch single_rows{.qo_indptr = qo_indptr,
-                                   .kv_indptr = kv_indptr,
-                                   .kv_indices = kv_indices,
-                                   .kv_last_page_len = last_page_len,
-                                   .q_start = q_start};
+  const AttentionBatch single_rows{
+      .qo_indptr = qo_indptr,
+      .kv_indptr = kv_indptr,
+      .kv_indices = kv_indices,
+      .kv_last_page_len = last_page_len,
+      .q_start = q_start,
+      .mask = {.kind = batch.mask.kind, .bytes = batch.mask.bytes, .offsets = mask_offsets}};
   const std::size_t row_heads = rows.size() * config.num_q_heads;
   OracleRows answer{.out = std::vector<double>(row_heads * v_dim_of(config)), .lse = std::vector<double>(row_heads)};
   value_or_bad_input(reference_attention(config, single_rows, workload.view(),

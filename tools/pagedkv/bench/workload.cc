@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -68,6 +69,7 @@ Workload::Workload(const WorkloadShape& shape) : q_dtype_(shape.q_dtype) {
   build_tables(shape);
   lay_out(shape);
   make_queries(shape);
+  if (shape.mask != MaskKind::kNone) make_mask(shape);
 }
 
 /// Page tables with ids of a perfect order: shared pages first, then each sequence's own. `lay_out` renames them.
@@ -140,11 +142,33 @@ void Workload::make_queries(const WorkloadShape& shape) {
   fill_random(q_, q_dtype_, shape.seed + 2);
 }
 
+void Workload::make_mask(const WorkloadShape& shape) {
+  mask_kind_ = shape.mask;
+  std::int64_t entries = 0;
+  for (const std::int64_t context : shape.contexts) {
+    mask_offsets_.push_back(entries);
+    entries += shape.query_len * context;
+  }
+  const auto count = static_cast<std::size_t>(entries);
+  const std::size_t entry_bytes = shape.mask == MaskKind::kAdditive ? sizeof(float) : 1;
+  mask_.assign(shape.mask == MaskKind::kBits ? (count + 7) / 8 : count * entry_bytes, std::byte{0});
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool is_visible = splitmix(shape.seed + i) % 16 != 0;
+    if (shape.mask == MaskKind::kAdditive) {
+      const float entry = is_visible ? 0.5F : -std::numeric_limits<float>::infinity();
+      std::memcpy(mask_.data() + i * sizeof entry, &entry, sizeof entry);
+    } else if (is_visible) {
+      mask_[shape.mask == MaskKind::kBits ? i / 8 : i] |= std::byte{1} << (shape.mask == MaskKind::kBits ? i % 8 : 0);
+    }
+  }
+}
+
 AttentionBatch Workload::batch(std::size_t copy) const noexcept {
   return {.qo_indptr = qo_indptr_,
           .kv_indptr = kv_indptr_,
           .kv_indices = copies_[copy],
-          .kv_last_page_len = last_page_len_};
+          .kv_last_page_len = last_page_len_,
+          .mask = {.kind = mask_kind_, .bytes = mask_, .offsets = mask_offsets_}};
 }
 
 ConstTensor Workload::q() const noexcept { return {q_.data(), q_.size() / size_of(q_dtype_), q_dtype_}; }

@@ -18,6 +18,7 @@ struct WorkloadShape {
   std::int64_t query_len = 1;          ///< Query rows of each sequence.
   std::int64_t shared_prefix = 0;      ///< Leading tokens whose pages all sequences share; whole pages.
   bool values_in_keys = false;         ///< MLA: a value is the first v_head_dim elements of its key.
+  MaskKind mask = MaskKind::kNone;     ///< One for all heads, that hides one pair in 16 at random.
   bool random_order = true;            ///< Else page tables ascend, and sequences follow each other.
   HugePages huge_pages = HugePages::kTransparent;
   DType q_dtype = DType::bf16;          ///< Of queries and outputs.
@@ -48,6 +49,7 @@ class Workload {
   void lay_out(const WorkloadShape& shape);
   void build_tables(const WorkloadShape& shape);
   void make_queries(const WorkloadShape& shape);
+  void make_mask(const WorkloadShape& shape);
 
   std::optional<PagePool> pool_, contiguous_pool_;
   KvView view_;
@@ -55,8 +57,11 @@ class Workload {
   std::vector<std::vector<std::int32_t>> copies_;  ///< [copy][kv_indptr[B]] page ids.
   std::vector<std::int32_t> qo_indptr_, kv_indptr_, last_page_len_;
   std::uint64_t pages_a_copy_ = 0;  ///< Distinct ones.
-  std::vector<std::byte> q_, out_;  ///< [rows][num_q_heads][head_dim or v_head_dim].
-  std::vector<float> lse_;          ///< [rows][num_q_heads].
+  MaskKind mask_kind_ = MaskKind::kNone;
+  std::vector<std::byte> mask_;             ///< [B] times [query_len][context] entries.
+  std::vector<std::int64_t> mask_offsets_;  ///< [B].
+  std::vector<std::byte> q_, out_;          ///< [rows][num_q_heads][head_dim or v_head_dim].
+  std::vector<float> lse_;                  ///< [rows][num_q_heads].
   std::span<const std::byte> contiguous_;
 };
 

@@ -1,0 +1,73 @@
+// Which keys of a tile the columns of a block see: their ranges, and explicit masks, as bits or as logits.
+//
+// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_tile.h for the compile region).
+#pragma once
+
+#include "kernels/x86_amx_prefill_scratch.h"
+
+#if defined(__x86_64__)
+PAGEDKV_AMX_BEGIN
+namespace pagedkv::kernels::amx {
+namespace {
+
+/// 2^(bound - token), the exponent clamped to 0..16, for 16 columns.
+PAGEDKV_AMX_INLINE __m512i power_of_bound(const std::int32_t* bounds, std::int32_t token) noexcept {
+  const __m512i index = _mm512_sub_epi32(_mm512_load_si512(bounds), _mm512_set1_epi32(token));
+  const __m512i bit = _mm512_min_epi32(_mm512_max_epi32(index, _mm512_setzero_si512()), _mm512_set1_epi32(16));
+  return _mm512_sllv_epi32(_mm512_set1_epi32(1), bit);
+}
+
+/// Tokens of a tile in the ranges of 16 columns: bit t of lane c.
+PAGEDKV_AMX_INLINE __m512i range_bits(const ColumnBlock& block, int column_tile, std::int32_t token) noexcept {
+  return _mm512_sub_epi32(power_of_bound(block.end + column_tile * 16, token),
+                          power_of_bound(block.first + column_tile * 16, token));
+}
+
+/// Tokens of a tile that a mask of bytes or bits shows to 16 columns, likewise. Heads of a row mostly share its mask.
+[[maybe_unused]] __m512i mask_bits(const AttendParams& params, const AttendTask& task, const ColumnBlock& block,
+                                   int column_tile, std::int32_t token) noexcept {
+  alignas(64) std::uint32_t bits[16];
+  const std::int64_t* const entries = block.mask_entry + column_tile * 16;
+  const int count = static_cast<int>(std::min<std::int64_t>(kTileRows, task.kv_end - token));
+  for (int c = 0; c < 16; ++c) {
+    const bool is_column = column_tile * 16 + c < block.num_columns;
+    if (is_column && c > 0 && entries[c] == entries[c - 1]) {
+      bits[c] = bits[c - 1];
+    } else {
+      bits[c] = is_column ? visible_entries(params.mask_kind, task.mask, entries[c] + token, count) : 0xffffu;
+    }
+  }
+  return _mm512_load_si512(bits);
+}
+
+/// Mask logits [16 columns][16 tokens] of one column tile.
+[[maybe_unused]] void mask_rows(const AttendParams& params, const AttendTask& task, const ColumnBlock& block,
+                                int column_tile, std::int32_t token, __m512i* to) noexcept {
+  const std::int64_t* const entries = block.mask_entry + column_tile * 16;
+  const int count = static_cast<int>(std::min<std::int64_t>(kTileRows, task.kv_end - token));
+  for (int c = 0; c < 16; ++c) {
+    if (column_tile * 16 + c >= block.num_columns) {
+      to[c] = _mm512_setzero_si512();
+    } else if (c > 0 && entries[c] == entries[c - 1]) {
+      to[c] = to[c - 1];
+    } else {
+      to[c] = _mm512_castps_si512(mask_logits(params.mask_kind, task.mask, entries[c] + token, count));
+    }
+  }
+}
+
+/// Mask logits [4][16 tokens][16 columns] of a tile; false, and no more than that, if the mask changes nothing there.
+[[maybe_unused]] bool mask_tiles(const AttendParams& params, const AttendTask& task, const ColumnBlock& block,
+                                 std::int32_t token, __m512i* to) noexcept {
+  __m512i any = _mm512_setzero_si512();
+  for (int c = 0; c < kColumnTiles; ++c) mask_rows(params, task, block, c, token, to + c * 16);
+  for (int i = 0; i < kBlockColumns; ++i) any = _mm512_or_si512(any, to[i]);
+  if (_mm512_test_epi32_mask(any, any) == 0) return false;
+  for (int c = 0; c < kColumnTiles; ++c) transpose16(to + c * 16);
+  return true;
+}
+
+}  // namespace
+}  // namespace pagedkv::kernels::amx
+PAGEDKV_AMX_END
+#endif  // __x86_64__
