@@ -48,7 +48,7 @@ std::int64_t page_id_limit(const AttentionConfig& config, const AttentionBatch& 
   std::int64_t limit = 0;
   for (std::size_t i = 0; i < attention::num_sequences(batch); ++i) {
     const attention::SequenceView view = attention::read_sequence(config, batch, i);
-    for (std::int64_t p = 0; p < view.num_pages; ++p) limit = std::max<std::int64_t>(limit, view.pages[p] + 1);
+    for (std::int64_t p = 0; p < view.num_pages; ++p) limit = std::max(limit, std::int64_t{view.pages[p]} + 1);
   }
   return limit;
 }
