@@ -562,7 +562,12 @@ class PrefillTask {
 
 }  // namespace
 
-std::size_t prefill_scratch_bytes(const AttendParams& params) noexcept { return PrefillScratch(params, nullptr).bytes; }
+std::size_t prefill_scratch_bytes(const AttendParams& params) noexcept {
+  // A plan does not know the format of its queries, and shorter queries may make for more column blocks.
+  AttendParams one_term = params, two_terms = params;
+  one_term.q_dtype = DType::bf16, two_terms.q_dtype = DType::f32;
+  return std::max(PrefillScratch(one_term, nullptr).bytes, PrefillScratch(two_terms, nullptr).bytes);
+}
 
 void attend_prefill(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept {
   const FloatModeScope mode;
