@@ -275,7 +275,7 @@ class DecodeTask {
     const __m512 slope = _mm512_mul_ps(_mm512_load_ps(lane_slope_), _mm512_set1_ps(kLog2E));
     for (int i = 0; i < kScoreVectors; ++i) {
       __m512 x = _mm512_mul_ps(_mm512_load_ps(scratch_.scores + i * 16), scale);
-      if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap * kLog2E));
+      if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap * kLog2E), _mm512_set1_ps(2 * cap * kLog2E));
       const __m512i distance = _mm512_sub_epi32(tokens_of_vector(step, i), position);
       x = _mm512_fmadd_ps(slope, _mm512_cvtepi32_ps(distance), x);
       if (has_mask) x = add_mask(x, _mm512_load_ps(scratch_.mask + i * 16));

@@ -448,9 +448,9 @@ class PrefillTask {
   /// Soft cap and ALiBi of the block's columns, from `token` on.
   void aim_bend(const ColumnBlock& block, std::int32_t token) noexcept {
     const float cap = params_.logits_soft_cap;
-    bend_.has_cap = cap > 0;
+    bend_.has_cap = cap > 0, bend_.has_slopes = params_.alibi_slopes != nullptr;
     bend_.scale = _mm512_set1_ps(kLog2E * (bend_.has_cap ? 2 * params_.sm_scale / cap : params_.sm_scale));
-    bend_.cap = _mm512_set1_ps(cap * kLog2E);
+    bend_.cap = _mm512_set1_ps(cap * kLog2E), bend_.twice_cap = _mm512_set1_ps(2 * cap * kLog2E);
     for (int c = 0; c < kColumnTiles; ++c) {
       const __m512i distance = _mm512_sub_epi32(_mm512_set1_epi32(token), _mm512_load_si512(block.position + c * 16));
       bend_.slope[c] = _mm512_mul_ps(_mm512_load_ps(block.slope + c * 16), _mm512_set1_ps(kLog2E));

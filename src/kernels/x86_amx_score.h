@@ -41,19 +41,20 @@ PAGEDKV_AMX_INLINE bool overflows(const SoftmaxState& state) noexcept {
 
 /// What turns the raw scores of one token tile into base-2 logits where a scale alone does not: soft cap and ALiBi.
 struct Bend {
-  bool has_cap;
+  bool has_cap, has_slopes;
   __m512 scale;  ///< Of a score: to a logit, or to the argument of soft_cap.
-  __m512 cap;
+  __m512 cap, twice_cap;
   __m512 slope[kColumnTiles];
   __m512 bias[kColumnTiles];  ///< Of the tile's first token.
 
-  /// Scores of one token of a column tile. Ends in an addition, which no compiler fuses with what follows: the same
-  /// bits wherever it stands.
+  /// Scores of one token of a column tile. Ends in an operation that no compiler fuses with what follows: the same bits
+  /// wherever it stands.
   PAGEDKV_AMX_INLINE __m512 apply(__m512 score, int column_tile, int token) const noexcept {
+    const __m512 capped = has_cap ? soft_cap(_mm512_mul_ps(score, scale), cap, twice_cap) : score;
+    if (has_cap && !has_slopes) return capped;
     const __m512 shift =
         _mm512_fmadd_ps(slope[column_tile], _mm512_set1_ps(static_cast<float>(token)), bias[column_tile]);
-    if (!has_cap) return _mm512_fmadd_ps(score, scale, shift);
-    return _mm512_add_ps(soft_cap(_mm512_mul_ps(score, scale), cap), shift);
+    return has_cap ? _mm512_add_ps(capped, shift) : _mm512_fmadd_ps(score, scale, shift);
   }
 };
 
