@@ -1,8 +1,8 @@
 // Decode over bf16 pages with AMX: at most 16 query columns against every key, at the speed of the read.
 //
 // A step is 16, 32 or 64 tokens (16 KiB of K and V), at absolute positions. S = K q^T takes K rows in place as the A
-// tile and q^T as B; the softmax runs down the columns in f32; V is added with f32 FMA for up to 4 columns and as a B
-// tile (pairs of rows interleaved in L1) with bf16 weights for more. The next step is prefetched all along.
+// tile and q^T as B; the softmax runs down the columns in f32; V stands in place as the B tile, with weights as A. The
+// scores of the next step are computed, and the steps after it prefetched, all along.
 // Accumulators f32. Reads each K and V byte once. Limit: the read of memory.
 #include <new>
 
@@ -18,14 +18,13 @@ constexpr int kMaxStep = 64;  // tokens
 
 /// Pieces of scratch, all 64-byte aligned. K32 and V32 are the head dimensions rounded up to 32.
 struct DecodeScratch {
-  std::byte* queries;  // [K32 / 32][terms][16 pairs][columns][2] bf16
-  float* scores;       // [step][columns]
-  float* mask;         // [step][columns]
-  std::byte* weights;  // [step / 32][columns][32] bf16
-  std::byte* values;   // [step / 32][V32 / 16][16 pairs][16][2] bf16
-  float* sums;         // [columns][V32]
-  std::byte* k_rows;   // [step][K32] bf16: tiles that are not whole in one page
-  std::byte* v_rows;   // [step][V32] bf16
+  std::byte* queries;    // [K32 / 32][terms][16 pairs][columns][2] bf16
+  float* scores[2];      // [step][columns]: of this step and of the next one
+  float* mask;           // [step][columns]
+  std::byte* weights;    // [step / 16][sum tile][16][16][2] bf16
+  float* sums;           // [V32 / 32][sum tile][16][16]
+  std::byte* k_rows[2];  // [step][K32] bf16: tiles that are not whole in one page, of this step and of the next one
+  std::byte* v_rows[2];  // [step][V32] bf16
 
   std::size_t bytes;
 
@@ -34,13 +33,12 @@ struct DecodeScratch {
     const auto v32 = static_cast<std::size_t>(ceil_to(static_cast<int>(params.v_head_dim), 32));
     const std::size_t columns = kDecodeColumns;
     queries = take(base, k32 / 32 * 2 * kTileBytes);
-    scores = take_floats(base, kMaxStep * columns);
+    for (float*& piece : scores) piece = take_floats(base, kMaxStep * columns);
     mask = take_floats(base, kMaxStep * columns);
-    weights = take(base, 2 * kTileBytes);
-    values = take(base, 2 * v32 / 16 * kTileBytes);
-    sums = take_floats(base, columns * v32);
-    k_rows = take(base, kMaxStep * k32 * 2);
-    v_rows = take(base, kMaxStep * v32 * 2);
+    weights = take(base, kMaxStep / kTileRows * 2 * kTileBytes);
+    sums = take_floats(base, v32 / 32 * 2 * kTileBytes / 4);
+    for (std::byte*& piece : k_rows) piece = take(base, kMaxStep * k32 * 2);
+    for (std::byte*& piece : v_rows) piece = take(base, kMaxStep * v32 * 2);
   }
 
  private:
@@ -54,9 +52,8 @@ struct DecodeScratch {
   }
 };
 
-/// One task. kTiles: 16-token tiles a step. kColumns: columns of the tiles, a power of two. kFmaColumns: the columns in
-/// use if V is added by FMA, 0 if by AMX.
-template <int kTiles, int kColumns, int kFmaColumns>
+/// One task. kTiles: 16-token tiles a step. kColumns: columns of the tiles, a power of two.
+template <int kTiles, int kColumns>
 class DecodeTask {
  public:
   DecodeTask(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept
@@ -64,49 +61,67 @@ class DecodeTask {
         task_(task),
         rows_(params, task),
         scratch_(params, scratch),
-        num_columns_(kFmaColumns != 0 ? kFmaColumns : task.num_rows * static_cast<int>(params.group)),
+        num_columns_(task.num_rows * static_cast<int>(params.group)),
         k_tiles_(ceil_to(static_cast<int>(params.head_dim), 32) / 32),
         v_chunks_(ceil_to(static_cast<int>(params.v_head_dim), 32) / 32),
         terms_(query_terms(params.q_dtype)),
         is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone) {
     find_visible_keys();
-    std::memset(scratch_.sums, 0, static_cast<std::size_t>(num_columns_ * v_chunks_) * 128);
-    max_ = _mm512_set1_ps(kLowestLogit);
-    sum_ = _mm512_setzero_ps();
   }
 
   void run() noexcept {
-    if (first_key_ < end_key_) {
-      const TileScope tiles(tile_config());
-      pack_queries();
-      std::int64_t step = first_key_ / kStep * kStep;
-      for (; step < end_key_; step += kStep) {
-        plan_prefetch(step);
-        for (int u = 0; u < kTiles; ++u) tiles_[u] = tile_rows(step + u * kTileRows, u);
-        score();
-        const bool all_visible = step >= last_first_key_ && step + kStep <= first_end_key_;
-        const bool rescale = softmax(step, all_visible);
-        const bool may_hide = hides_some(step);
-        if (may_hide) set_exceptions_aside(step);
-        if constexpr (kFmaColumns != 0) {
-          add_values_by_fma(rescale);
-        } else {
-          add_values_by_amx(rescale);
-        }
-        if (may_hide) add_exceptions();
-      }
+    attend();
+    // V stands in place, two dimensions and all columns side by side: an infinity or a NaN spreads to its neighbours.
+    // This is rare and shows in the sums; then all is done again with such rows of V apart.
+    if (!sums_are_finite()) [[unlikely]] {
+      sets_exceptions_aside_ = true;
+      attend();
     }
     finish();
   }
 
  private:
+  void attend() noexcept {
+    std::memset(scratch_.sums, 0, static_cast<std::size_t>(v_chunks_) * kSumTiles * kTileBytes);
+    max_ = _mm512_set1_ps(kLowestLogit);
+    sum_ = _mm512_setzero_ps();
+    if (first_key_ >= end_key_) return;
+    const TileScope tiles(tile_config());
+    pack_queries();
+    std::int64_t step = first_key_ / kStep * kStep;
+    begin_prefetch(step);
+    begin_scores(step);
+    score(num_score_parts());
+    for (;; step += kStep) {
+      const bool rescale = end_scores(step);
+      now_ ^= 1;
+      if (step % kWindow == 0) prefetch_after(step);
+      const bool is_last = step + kStep >= end_key_;
+      if (is_last) {
+        next_part_ = num_score_parts();
+      } else {
+        begin_scores(step + kStep);
+      }
+      if (sets_exceptions_aside_) [[unlikely]]
+        set_exceptions_aside(step);
+      add_values(rescale);
+      if (sets_exceptions_aside_) [[unlikely]]
+        add_exceptions();
+      if (is_last) break;
+    }
+  }
+
   static constexpr int kStep = kTiles * kTileRows;
-  static constexpr int kStepsAhead = 2;
-  static constexpr int kScoreVectors = kTiles * kColumns;  // of 16 lanes: 16 / kColumns tokens each
+  static constexpr int kWindowSteps = 2;
+  static constexpr std::int64_t kWindow = kWindowSteps * kStep;  // tokens
+  static constexpr int kScoreVectors = kTiles * kColumns;        // of 16 lanes: 16 / kColumns tokens each
   static constexpr int kTokensAVector = 16 / kColumns;
-  static constexpr int kPairs = kTiles == 1 ? 8 : 16;       // token pairs of a weight tile
-  static constexpr int kWeightTiles = kTiles == 4 ? 2 : 1;  // of 2 * kPairs tokens
+  // V stands in place as a B tile: a dword is an even and an odd dimension of one token. A row of A with weights in its
+  // even places sums the even dimensions, one with weights in its odd places the odd ones. Rows that are free otherwise
+  // hold what bf16 leaves of the weights, so that few columns get weights of 16 bits.
+  static constexpr int kWeightTerms = kColumns <= 4 ? 2 : 1;
+  static constexpr int kSumTiles = kColumns <= 8 ? 1 : 2;  // even and odd dimensions share a tile, or have one each
   // Tile registers: 0, 1 scores; 2 K; 3 queries; 4 weights; 5 V; 6, 7 sums.
 
   TileConfig tile_config() const noexcept {
@@ -115,13 +130,15 @@ class DecodeTask {
     config.set(1, kTileRows, kColumns * 4);
     config.set(2, kTileRows, kTileRowBytes);
     config.set(3, kTileRows, kColumns * 4);
-    config.set(4, num_columns_, kPairs * 4);
-    config.set(5, kPairs, kTileRowBytes);
-    config.set(6, num_columns_, kTileRowBytes);
-    config.set(7, num_columns_, kTileRowBytes);
+    config.set(4, num_sums(), kTileRowBytes);
+    config.set(5, kTileRows, kTileRowBytes);
+    config.set(6, num_sums(), kTileRowBytes);
+    config.set(7, num_sums(), kTileRowBytes);
     return config;
   }
 
+  /// Rows of a tile of sums: [even, odd][term][column], or [column] if even and odd have tiles of their own.
+  int num_sums() const noexcept { return num_columns_ * kWeightTerms * (kSumTiles == 1 ? 2 : 1); }
   int row_of(int column) const noexcept { return column / static_cast<int>(params_.group); }
   int head_of(int column) const noexcept { return column % static_cast<int>(params_.group); }
 
@@ -167,11 +184,13 @@ class DecodeTask {
     const std::int64_t begin = std::max(token, task_.kv_begin), end = std::min(token + kTileRows, task_.kv_end);
     if (end - begin == kTileRows) {
       const KvRows::Run run = rows_.at(token);
-      if (run.rows >= kTileRows && params_.head_dim % 32 == 0) return {run.k, run.v, rows_.k_stride, rows_.v_stride};
+      if (run.rows >= kTileRows && (params_.head_dim | params_.v_head_dim) % 32 == 0) {
+        return {run.k, run.v, rows_.k_stride, rows_.v_stride};
+      }
     }
     const std::int64_t k_bytes = k_tiles_ * 64, v_bytes = v_chunks_ * 64;
-    std::byte* k = scratch_.k_rows + tile * kTileRows * k_bytes;
-    std::byte* v = scratch_.v_rows + tile * kTileRows * v_bytes;
+    std::byte* k = scratch_.k_rows[now_ ^ 1] + tile * kTileRows * k_bytes;
+    std::byte* v = scratch_.v_rows[now_ ^ 1] + tile * kTileRows * v_bytes;
     std::memset(k, 0, static_cast<std::size_t>(kTileRows * k_bytes));
     std::memset(v, 0, static_cast<std::size_t>(kTileRows * v_bytes));
     for (std::int64_t t = begin; t < end;) {
@@ -186,62 +205,92 @@ class DecodeTask {
     return {k, v, k_bytes, v_bytes};
   }
 
-  /// Lines of the step that lies kStepsAhead ahead, here or in the next task, shared out: a fifth while the scores are
-  /// computed, the rest over the weighted sum.
-  void plan_prefetch(std::int64_t step) noexcept {
-    prefetch_.clear();
-    const std::int64_t token = step + kStepsAhead * kStep;
+  // Steps are prefetched a window at a time: while one window is computed, the rows of the next are on their way, and
+  // the pages of the one after it are touched.
+
+  /// The rows of the window at `token`, here or, behind the end, in the next task.
+  void find_window(RowsAhead& ahead, std::int64_t token) const noexcept {
+    ahead.clear();
     if (token < end_key_) {
-      prefetch_.add(rows_, token, std::min<std::int64_t>(kStep, end_key_ - token));
+      add_rows_ahead(ahead, rows_, token, std::min<std::int64_t>(kWindow, end_key_ - token));
     } else if (const AttendTask* next = task_.next; next != nullptr) {
-      const std::int64_t end_step = (end_key_ + kStep - 1) / kStep * kStep;
-      const std::int64_t begin = next->kv_begin / kStep * kStep + (token - end_step);
-      const std::int64_t first = std::max(begin, next->kv_begin), end = std::min(begin + kStep, next->kv_end);
-      if (first < end) prefetch_.add(KvRows(params_, *next), first, end - first);
+      const std::int64_t end_window = (end_key_ + kWindow - 1) / kWindow * kWindow;
+      const std::int64_t begin = next->kv_begin / kWindow * kWindow + (token - end_window);
+      const std::int64_t first = std::max(begin, next->kv_begin), end = std::min(begin + kWindow, next->kv_end);
+      if (first < end) add_rows_ahead(ahead, KvRows(params_, *next), first, end - first);
     }
-    score_lines_ = prefetch_.num_lines() * 3 / (16 * k_tiles_ * kTiles);
-    value_lines_ = prefetch_.num_lines() - score_lines_ * k_tiles_ * kTiles - kScoreVectors;
   }
 
-  /// scores [step][columns] = K q^T, two K tiles at a time.
-  void score() noexcept {
-    const int num_lines = score_lines_;
-    for (int u = 0; u < kTiles; u += 2) {
-      const TileRows& a = tiles_[u];
-      const TileRows& b = tiles_[kTiles == 1 ? 0 : u + 1];
-      tile_zero<0>();
-      if constexpr (kTiles > 1) tile_zero<1>();
-      for (int i = 0; i < k_tiles_; ++i) {
-        for (int term = 0; term < terms_; ++term) {
-          tile_load<3>(scratch_.queries + (i * terms_ + term) * kTileBytes, kColumns * 4);
-          tile_load<2>(a.k + i * kTileRowBytes, a.k_stride);
-          tile_dot<0, 2, 3>();
-          if (term == 0) prefetch_.emit(num_lines);
-          if constexpr (kTiles > 1) {
-            tile_load<2>(b.k + i * kTileRowBytes, b.k_stride);
-            tile_dot<1, 2, 3>();
-            if (term == 0) prefetch_.emit(num_lines);
-          }
+  /// Finds the window that prefetch_after() will prefetch; catches up if the task begins in the midst of one.
+  void begin_prefetch(std::int64_t step) noexcept {
+    const std::int64_t window = step / kWindow * kWindow;
+    find_window(ahead_[window / kWindow % 2], window + kWindow);
+    if (step != window) prefetch_after(window);
+  }
+
+  void prefetch_after(std::int64_t window) noexcept {
+    const RowsAhead& next = ahead_[window / kWindow % 2];
+    const int num_steps = kWindowSteps * (kScoreVectors + (v_chunks_ + k_tiles_) * kTiles * kStepsATile);
+    prefetch_.start(next, static_cast<std::size_t>(num_steps));
+    RowsAhead& after = ahead_[(window / kWindow + 1) % 2];
+    find_window(after, window + 2 * kWindow);
+    after.touch();
+  }
+
+  // Scores of a step are computed in parts, a K tile of 32 dims against each of two tiles of tokens, in the midst of
+  // the weighted sum of the step before: neither the matrix unit nor the vector unit waits for the other.
+
+  int num_score_parts() const noexcept { return (kTiles + 1) / 2 * k_tiles_; }
+
+  void begin_scores(std::int64_t step) noexcept {
+    for (int u = 0; u < kTiles; ++u) tiles_[now_ ^ 1][u] = tile_rows(step + u * kTileRows, u);
+    next_part_ = 0;
+  }
+
+  /// The parts before `end` of scores [step][columns] = K q^T.
+  void score(int end) noexcept {
+    for (; next_part_ < end; ++next_part_) {
+      const int u = next_part_ / k_tiles_ * 2, i = next_part_ % k_tiles_;
+      if (i == 0) {
+        if (u > 0) store_scores(u - 2);
+        tile_zero<0>();
+        if constexpr (kTiles > 1) tile_zero<1>();
+      }
+      const TileRows& a = tiles_[now_ ^ 1][u];
+      const TileRows& b = tiles_[now_ ^ 1][kTiles == 1 ? 0 : u + 1];
+      for (int term = 0; term < terms_; ++term) {
+        tile_load<3>(scratch_.queries + (i * terms_ + term) * kTileBytes, kColumns * 4);
+        tile_load<2>(a.k + i * kTileRowBytes, a.k_stride);
+        tile_dot<0, 2, 3>();
+        if constexpr (kTiles > 1) {
+          tile_load<2>(b.k + i * kTileRowBytes, b.k_stride);
+          tile_dot<1, 2, 3>();
         }
       }
-      tile_store<0>(scratch_.scores + u * kTileRows * kColumns, kColumns * 4);
-      if constexpr (kTiles > 1) tile_store<1>(scratch_.scores + (u + 1) * kTileRows * kColumns, kColumns * 4);
+      for (int j = 0; j < std::min(kTiles, 2) * kStepsATile; ++j) prefetch_.step();
     }
+  }
+
+  void store_scores(int u) noexcept {
+    float* const scores = scratch_.scores[now_ ^ 1];
+    tile_store<0>(scores + u * kTileRows * kColumns, kColumns * 4);
+    if constexpr (kTiles > 1) tile_store<1>(scores + (u + 1) * kTileRows * kColumns, kColumns * 4);
   }
 
   /// Scores to weights 2^(logit - max) in place; carries max and sum. True if some column's maximum grew:
   /// `correction_`.
-  bool softmax(std::int64_t step, bool all_visible) noexcept {
-    float* scores = scratch_.scores;
+  bool end_scores(std::int64_t step) noexcept {
+    store_scores((kTiles - 1) / 2 * 2);
+    float* const scores = scratch_.scores[now_ ^ 1];
     if (!is_plain_) {
-      bend_scores(step);
+      bend_scores(scores, step);
     } else {
       const __m512 scale = _mm512_set1_ps(params_.sm_scale * kLog2E);
       for (int i = 0; i < kScoreVectors; ++i) {
         _mm512_store_ps(scores + i * 16, _mm512_mul_ps(_mm512_load_ps(scores + i * 16), scale));
       }
     }
-    if (!all_visible) hide_scores(step);
+    if (step < last_first_key_ || step + kStep > first_end_key_) hide_scores(scores, step);
     __m512 max = max_;
     for (int i = 0; i < kScoreVectors; ++i) max = _mm512_max_ps(max, _mm512_load_ps(scores + i * 16));
     max = fold_max(max);
@@ -253,7 +302,7 @@ class DecodeTask {
       const __m512 weight = exp2_exact(_mm512_sub_ps(_mm512_load_ps(scores + i * 16), max));
       sum = _mm512_add_ps(sum, weight);
       _mm512_store_ps(scores + i * 16, weight);
-      prefetch_.emit(1);
+      prefetch_.step();
     }
     sum_ = sum;
     return grown != 0;
@@ -266,7 +315,7 @@ class DecodeTask {
   }
 
   /// Soft cap, ALiBi and mask; leaves logits in base 2.
-  void bend_scores(std::int64_t step) noexcept {
+  void bend_scores(float* scores, std::int64_t step) noexcept {
     const bool has_mask = params_.mask_kind != MaskKind::kNone;
     if (has_mask) spread_mask(step);
     const float cap = params_.logits_soft_cap;
@@ -274,12 +323,12 @@ class DecodeTask {
     const __m512i position = _mm512_load_si512(lane_position_);
     const __m512 slope = _mm512_mul_ps(_mm512_load_ps(lane_slope_), _mm512_set1_ps(kLog2E));
     for (int i = 0; i < kScoreVectors; ++i) {
-      __m512 x = _mm512_mul_ps(_mm512_load_ps(scratch_.scores + i * 16), scale);
+      __m512 x = _mm512_mul_ps(_mm512_load_ps(scores + i * 16), scale);
       if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap * kLog2E), _mm512_set1_ps(2 * cap * kLog2E));
       const __m512i distance = _mm512_sub_epi32(tokens_of_vector(step, i), position);
       x = _mm512_fmadd_ps(slope, _mm512_cvtepi32_ps(distance), x);
       if (has_mask) x = add_mask(x, _mm512_load_ps(scratch_.mask + i * 16));
-      _mm512_store_ps(scratch_.scores + i * 16, x);
+      _mm512_store_ps(scores + i * 16, x);
     }
   }
 
@@ -303,121 +352,81 @@ class DecodeTask {
   }
 
   /// Keys outside a column's range get the hidden logit: ragged ends, causality, window.
-  void hide_scores(std::int64_t step) noexcept {
+  void hide_scores(float* scores, std::int64_t step) const noexcept {
     const __m512i first = _mm512_load_si512(lane_first_), end = _mm512_load_si512(lane_end_);
     for (int i = 0; i < kScoreVectors; ++i) {
       const __m512i token = tokens_of_vector(step, i);
       const __mmask16 hidden = _mm512_cmplt_epi32_mask(token, first) | _mm512_cmpge_epi32_mask(token, end);
-      _mm512_mask_storeu_ps(scratch_.scores + i * 16, hidden, _mm512_set1_ps(kHiddenLogit));
+      _mm512_mask_storeu_ps(scores + i * 16, hidden, _mm512_set1_ps(kHiddenLogit));
     }
+  }
+
+  float* sum_tile(int chunk, int tile) const noexcept {
+    return scratch_.sums + (chunk * kSumTiles + tile) * (kTileBytes / 4);
+  }
+
+  float* even_sums(int chunk) const noexcept { return sum_tile(chunk, 0); }
+  float* odd_sums(int chunk) const noexcept {
+    return kSumTiles == 2 ? sum_tile(chunk, 1) : sum_tile(chunk, 0) + num_sums() / 2 * 16;
   }
 
   void rescale_sums() noexcept {
     alignas(64) float factor[16];
     _mm512_store_ps(factor, correction_);
-    for (int c = 0; c < num_columns_; ++c) {
-      float* row = scratch_.sums + c * v_chunks_ * 32;
-      for (int d = 0; d < v_chunks_ * 32; d += 16) {
-        _mm512_store_ps(row + d, _mm512_mul_ps(_mm512_load_ps(row + d), _mm512_set1_ps(factor[c])));
+    for (int tile = 0; tile < v_chunks_ * kSumTiles; ++tile) {
+      float* row = sum_tile(0, tile);
+      for (int i = 0; i < num_sums(); ++i, row += 16) {
+        _mm512_store_ps(row, _mm512_mul_ps(_mm512_load_ps(row), _mm512_set1_ps(factor[i % num_columns_])));
       }
     }
   }
 
-  /// sums += weights V, 32 dimensions at a time: bf16 pairs split into even and odd f32 by shift and mask.
-  void add_values_by_fma(bool rescale) noexcept {
+  /// sums += weights V, while the scores of the next step are computed.
+  void add_values(bool rescale) noexcept {
     if (rescale) rescale_sums();
-    constexpr std::size_t kC = kFmaColumns == 0 ? 1 : kFmaColumns;
-    const __m512i odd_bits = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    const int lines_a_chunk = value_lines_ / v_chunks_, lines_a_pair = lines_a_chunk / (kStep / 2);
-    const int lines_after = lines_a_chunk - lines_a_pair * (kStep / 2) + (v_chunks_ - 1);
-    const int v_dim = static_cast<int>(params_.v_head_dim);
-    const auto row_floats = static_cast<std::size_t>(v_chunks_) * 32;
-    float* const sums = scratch_.sums;
+    for (int u = 0; u < kTiles; ++u) pack_weights(u);
     for (int chunk = 0; chunk < v_chunks_; ++chunk) {
-      const __mmask32 lanes = first_lanes32(v_dim - chunk * 32);
-      __m512 even[kC], odd[kC];
-      for (std::size_t c = 0; c < kC; ++c) {
-        even[c] = _mm512_load_ps(sums + c * row_floats + chunk * 32);
-        odd[c] = _mm512_load_ps(sums + c * row_floats + chunk * 32 + 16);
-      }
+      score(num_score_parts() * (chunk + 1) / v_chunks_);
+      tile_load<6>(sum_tile(chunk, 0), kTileRowBytes);
+      if constexpr (kSumTiles == 2) tile_load<7>(sum_tile(chunk, 1), kTileRowBytes);
       for (int u = 0; u < kTiles; ++u) {
-        const std::byte* v = tiles_[u].v + chunk * 64;
-        const std::int64_t stride = tiles_[u].v_stride;
-        const float* weight = scratch_.scores + u * kTileRows * kColumns;
-        for (int t = 0; t < kTileRows; ++t, v += stride, weight += kColumns) {
-          const __m512i row = _mm512_maskz_loadu_epi16(lanes, v);
-          const __m512 row_even = _mm512_castsi512_ps(_mm512_slli_epi32(row, 16));
-          const __m512 row_odd = _mm512_castsi512_ps(_mm512_and_si512(row, odd_bits));
-          for (std::size_t c = 0; c < kC; ++c) {
-            even[c] = _mm512_fmadd_ps(row_even, _mm512_set1_ps(weight[c]), even[c]);
-            odd[c] = _mm512_fmadd_ps(row_odd, _mm512_set1_ps(weight[c]), odd[c]);
-          }
-          if (t % 2 == 1) prefetch_.emit(lines_a_pair);
-        }
-      }
-      for (std::size_t c = 0; c < kC; ++c) {
-        _mm512_store_ps(sums + c * row_floats + chunk * 32, even[c]);
-        _mm512_store_ps(sums + c * row_floats + chunk * 32 + 16, odd[c]);
-      }
-      prefetch_.emit(lines_after);
-    }
-  }
-
-  /// sums += weights V with the weights as A and V as B: rows of V interleaved in pairs by two unpacks a 64 bytes.
-  void add_values_by_amx(bool rescale) noexcept {
-    if (rescale) rescale_sums();
-    pack_weights();
-    const int v_dim = static_cast<int>(params_.v_head_dim);
-    const int lines = value_lines_ * 3 / (4 * v_chunks_ * kStep / 2);
-    for (int pair = 0; pair < kStep / 2; ++pair) {
-      const TileRows& tile = tiles_[pair / 8];
-      const std::byte* v = tile.v + (pair % 8) * 2 * tile.v_stride;
-      std::byte* to = scratch_.values + (pair / kPairs * 2 * v_chunks_) * kTileBytes + pair % kPairs * kTileRowBytes;
-      for (int chunk = 0; chunk < v_chunks_; ++chunk, v += 64, to += 2 * kTileBytes) {
-        const __mmask32 lanes = first_lanes32(v_dim - chunk * 32);
-        const __m512i a = _mm512_maskz_loadu_epi16(lanes, v), b = _mm512_maskz_loadu_epi16(lanes, v + tile.v_stride);
-        _mm512_store_si512(to, _mm512_unpacklo_epi16(a, b));
-        _mm512_store_si512(to + kTileBytes, _mm512_unpackhi_epi16(a, b));
-        prefetch_.emit(lines);
-      }
-    }
-    const int lines_after = (value_lines_ - lines * v_chunks_ * kStep / 2 + v_chunks_ - 1) / v_chunks_;
-    const std::int64_t sums_stride = v_chunks_ * 128;
-    for (int chunk = 0; chunk < v_chunks_; ++chunk) {
-      float* low = scratch_.sums + chunk * 32;
-      tile_load<6>(low, sums_stride);
-      tile_load<7>(low + 16, sums_stride);
-      for (int i = 0; i < kWeightTiles; ++i) {
-        const std::byte* v = scratch_.values + (i * v_chunks_ + chunk) * 2 * kTileBytes;
-        tile_load<4>(scratch_.weights + i * kTileBytes, kTileRowBytes);
-        tile_load<5>(v, kTileRowBytes);
+        const TileRows& rows = tiles_[now_][u];
+        const std::byte* weights = scratch_.weights + u * kSumTiles * kTileBytes;
+        tile_load<5>(rows.v + chunk * kTileRowBytes, rows.v_stride);
+        tile_load<4>(weights, kTileRowBytes);
         tile_dot<6, 4, 5>();
-        tile_load<5>(v + kTileBytes, kTileRowBytes);
-        tile_dot<7, 4, 5>();
+        if constexpr (kSumTiles == 2) {
+          tile_load<4>(weights + kTileBytes, kTileRowBytes);
+          tile_dot<7, 4, 5>();
+        }
+        for (int i = 0; i < kStepsATile; ++i) prefetch_.step();
       }
-      prefetch_.emit(lines_after);
-      tile_store<6>(low, sums_stride);
-      tile_store<7>(low + 16, sums_stride);
+      tile_store<6>(sum_tile(chunk, 0), kTileRowBytes);
+      if constexpr (kSumTiles == 2) tile_store<7>(sum_tile(chunk, 1), kTileRowBytes);
     }
   }
+  static constexpr int kStepsATile = 4;  // of the prefetcher
 
-  /// True if a key of the step may be hidden from a column while another sees it.
-  bool hides_some(std::int64_t step) const noexcept {
-    return params_.mask_kind != MaskKind::kNone || std::max(step, task_.kv_begin) < last_first_key_ ||
-           std::min(step + kStep, task_.kv_end) > first_end_key_;
+  bool sums_are_finite() const noexcept {
+    __m512 nothing = _mm512_setzero_ps();  // 0 times each sum
+    for (int tile = 0; tile < v_chunks_ * kSumTiles; ++tile) {
+      const float* const rows = sum_tile(0, tile);
+      for (int i = 0; i < num_sums(); ++i) {
+        nothing = _mm512_fmadd_ps(_mm512_load_ps(rows + i * 16), _mm512_setzero_ps(), nothing);
+      }
+    }
+    return _mm512_cmp_ps_mask(nothing, nothing, _CMP_UNORD_Q) == 0;
   }
 
-  /// Rows of V that hold an infinity or a NaN become zeros, to be added by themselves: times the weight 0 they would
-  /// make NaN of columns that do not see them.
+  /// Rows of V that hold an infinity or a NaN become zeros, to be added by themselves to the columns that see them.
   void set_exceptions_aside(std::int64_t step) noexcept {
     num_exceptions_ = 0;
     const std::int64_t v_bytes = v_chunks_ * 64, end = std::min(step + kStep, task_.kv_end);
     for (std::int64_t token = std::max(step, task_.kv_begin); token < end; ++token) {
       const int index = static_cast<int>(token - step), tile = index / kTileRows, row = index % kTileRows;
-      TileRows& rows = tiles_[tile];
-      if (is_finite_row(rows.v + row * rows.v_stride, params_.v_head_dim)) [[likely]]
-        continue;
-      std::byte* const copy = scratch_.v_rows + tile * kTileRows * v_bytes;
+      TileRows& rows = tiles_[now_][tile];
+      if (is_finite_row(rows.v + row * rows.v_stride, params_.v_head_dim)) continue;
+      std::byte* const copy = scratch_.v_rows[now_] + tile * kTileRows * v_bytes;
       for (int r = 0; rows.v != copy && r < kTileRows; ++r) {
         copy_row(copy + r * v_bytes, rows.v + r * rows.v_stride, rows_.v_bytes, v_bytes);
       }
@@ -427,51 +436,41 @@ class DecodeTask {
     }
   }
 
-  /// Adds the rows set aside to the columns that give them weight.
   void add_exceptions() noexcept {
-    const __m512i zero = _mm512_setzero_si512(), odd_bits = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    const __m512i odd_bits = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     for (int i = 0; i < num_exceptions_; ++i) {
       for (int c = 0; c < num_columns_; ++c) {
-        const float weight = scratch_.scores[exceptions_[i].token * kColumns + c];
+        const float weight = scratch_.scores[now_][exceptions_[i].index * kColumns + c];
         if (weight == 0) continue;
-        float* to = scratch_.sums + c * v_chunks_ * 32;
-        for (int chunk = 0; chunk < v_chunks_; ++chunk, to += 32) {
+        for (int chunk = 0; chunk < v_chunks_; ++chunk) {
           const __mmask32 lanes = first_lanes32(static_cast<int>(params_.v_head_dim) - chunk * 32);
           const __m512i v = _mm512_maskz_loadu_epi16(lanes, exceptions_[i].v + chunk * 64);
-          const __m512i low = kFmaColumns != 0 ? _mm512_slli_epi32(v, 16) : _mm512_unpacklo_epi16(zero, v);
-          const __m512i high = kFmaColumns != 0 ? _mm512_and_si512(v, odd_bits) : _mm512_unpackhi_epi16(zero, v);
-          add_weighted(to, weight, low), add_weighted(to + 16, weight, high);
+          add_weighted(even_sums(chunk) + c * 16, weight, _mm512_slli_epi32(v, 16));
+          add_weighted(odd_sums(chunk) + c * 16, weight, _mm512_and_si512(v, odd_bits));
         }
       }
     }
   }
-  static void add_weighted(float* to, float weight, __m512i value) noexcept {
-    _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(weight), _mm512_castsi512_ps(value), _mm512_load_ps(to)));
+  static void add_weighted(float* sum, float weight, __m512i value) noexcept {
+    _mm512_store_ps(sum, _mm512_fmadd_ps(_mm512_set1_ps(weight), _mm512_castsi512_ps(value), _mm512_load_ps(sum)));
   }
 
-  /// weights [step / 32][column][32] bf16 from f32 [step][columns]: transposed, rounded to nearest even.
-  void pack_weights() noexcept {
-    static_assert(kFmaColumns != 0 || kColumns >= 8);
-    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
-                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    for (int i = 0; i < kWeightTiles; ++i) {
-      const float* from = scratch_.scores + i * 32 * kColumns;
-      __m512i r[32];
-      for (int j = 0; j < 32; ++j) {
-        const bool is_there = j < kScoreVectors - i * 2 * kColumns && j < 2 * kColumns;
-        r[j] = is_there ? _mm512_load_si512(from + j * 16) : _mm512_setzero_si512();
-      }
-      transpose16(r);
-      if constexpr (kColumns == 16) transpose16(r + 16);
-      for (int c = 0; c < num_columns_; ++c) {
-        __m512i row;
-        if constexpr (kColumns == 16) {  // r[c]: tokens 0..15 of column c, r[16 + c]: 16..31
-          row = to_bf16(_mm512_castsi512_ps(r[c]), _mm512_castsi512_ps(r[16 + c]));
-        } else {  // r[c]: even tokens of column c, r[8 + c]: odd ones
-          row = to_bf16(_mm512_castsi512_ps(r[c]), _mm512_castsi512_ps(r[(8 + c) % 16]));
-          row = _mm512_permutexvar_epi16(interleave, row);
-        }
-        _mm512_store_si512(scratch_.weights + i * kTileBytes + c * kTileRowBytes, row);
+  /// weights [step / 16][sum tile][row][16 tokens][2] bf16 from f32 [step][columns], rounded to nearest even.
+  void pack_weights(int tile) noexcept {
+    __m512i r[std::size_t{kColumns}];  // [column][16 tokens]
+    const float* const from = scratch_.scores[now_] + tile * kTileRows * kColumns;
+    for (int i = 0; i < kColumns; ++i) r[i] = _mm512_load_si512(from + i * 16);
+    transpose_tokens<kColumns>(r);
+    std::byte* const even = scratch_.weights + tile * kSumTiles * kTileBytes;
+    std::byte* const odd = even + (kSumTiles == 2 ? kTileBytes : num_sums() / 2 * kTileRowBytes);
+    for (int c = 0; c < num_columns_; ++c) {
+      __m512 rest = _mm512_castsi512_ps(r[c]);
+      for (int term = 0; term < kWeightTerms; ++term) {
+        const __m512i low = round_to_bf16(rest), high = _mm512_slli_epi32(low, 16);
+        const int row = (term * num_columns_ + c) * kTileRowBytes;
+        _mm512_store_si512(even + row, low);
+        _mm512_store_si512(odd + row, high);
+        rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(high));
       }
     }
   }
@@ -506,16 +505,18 @@ class DecodeTask {
 
   void write_row(int column, float factor) noexcept {
     const OutputRow out = output_row(params_, task_, row_of(column), head_of(column));
-    const __m512i low = kFmaColumns != 0 ? _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-                                         : _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     const int dim = static_cast<int>(params_.v_head_dim);
+    const auto sum_of = [&](const float* rows) {
+      __m512 sum = _mm512_load_ps(rows + column * 16);
+      if (kWeightTerms == 2) sum = _mm512_add_ps(sum, _mm512_load_ps(rows + (num_columns_ + column) * 16));
+      return _mm512_mul_ps(sum, _mm512_set1_ps(factor));
+    };
     for (int chunk = 0; chunk < v_chunks_; ++chunk) {
-      const float* from = scratch_.sums + (column * v_chunks_ + chunk) * 32;
-      const __m512 a = _mm512_mul_ps(_mm512_load_ps(from), _mm512_set1_ps(factor));
-      const __m512 b = _mm512_mul_ps(_mm512_load_ps(from + 16), _mm512_set1_ps(factor));
-      out.store(chunk * 32, dim, _mm512_permutex2var_ps(a, low, b));
-      out.store(chunk * 32 + 16, dim, _mm512_permutex2var_ps(a, high, b));
+      const __m512 even = sum_of(even_sums(chunk)), odd = sum_of(odd_sums(chunk));
+      out.store(chunk * 32, dim, _mm512_permutex2var_ps(even, low, odd));
+      out.store(chunk * 32 + 16, dim, _mm512_permutex2var_ps(even, high, odd));
     }
   }
 
@@ -530,30 +531,33 @@ class DecodeTask {
   alignas(64) std::int32_t lane_first_[16], lane_end_[16], lane_position_[16] = {};
   alignas(64) float lane_slope_[16];
   __m512 max_, sum_, correction_;  // of the lane's column; sums are a lane's own until the end
-  TileRows tiles_[std::size_t{kTiles}];
+  TileRows tiles_[2][std::size_t{kTiles}];
+  std::size_t now_ = 1;  // half of the pairs above and in scratch that holds the step at hand; the other, the next one
   /// A token of the step whose V is not finite, and that row.
   struct Exception {
-    int token;
+    int index;
     const std::byte* v;
   };
+  bool sets_exceptions_aside_ = false;
   int num_exceptions_ = 0;
   Exception exceptions_[std::size_t{kStep}];
-  int score_lines_, value_lines_;
+  int next_part_ = 0;   // of the next step's scores
+  RowsAhead ahead_[2];  // the window after the one that is being prefetched
   Prefetcher prefetch_;
 };
 
 template <int kTiles>
 void attend_step(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept {
   switch (task.num_rows * static_cast<int>(params.group)) {
-    case 1: return DecodeTask<kTiles, 1, 1>(params, task, scratch).run();
-    case 2: return DecodeTask<kTiles, 2, 2>(params, task, scratch).run();
-    case 3: return DecodeTask<kTiles, 4, 3>(params, task, scratch).run();
-    case 4: return DecodeTask<kTiles, 4, 4>(params, task, scratch).run();
+    case 1: return DecodeTask<kTiles, 1>(params, task, scratch).run();
+    case 2: return DecodeTask<kTiles, 2>(params, task, scratch).run();
+    case 3:
+    case 4: return DecodeTask<kTiles, 4>(params, task, scratch).run();
     case 5:
     case 6:
     case 7:
-    case 8: return DecodeTask<kTiles, 8, 0>(params, task, scratch).run();
-    default: return DecodeTask<kTiles, 16, 0>(params, task, scratch).run();
+    case 8: return DecodeTask<kTiles, 8>(params, task, scratch).run();
+    default: return DecodeTask<kTiles, 16>(params, task, scratch).run();
   }
 }
 

@@ -163,7 +163,7 @@ class PrefillTask {
   void pack_chunk(std::int64_t begin, std::int64_t end) noexcept {
     const std::int64_t first_group = begin / kGroupTokens * kGroupTokens;
     num_exceptions_ = 0;
-    Prefetcher ahead;
+    ChunkPrefetcher ahead;
     for (std::int64_t token = first_group; token < end; token += kGroupTokens) {
       ahead.clear();
       const std::int64_t next = token + 2 * kGroupTokens;
@@ -176,7 +176,7 @@ class PrefillTask {
     }
   }
 
-  void pack_keys(const GroupRows& group, int index, Prefetcher& ahead) noexcept {
+  void pack_keys(const GroupRows& group, int index, ChunkPrefetcher& ahead) noexcept {
     const std::int64_t bytes = rows_.k_bytes;
     const int lines = ahead.num_lines() / (2 * kGroupTokens);
     for (int t = 0; t < kGroupTokens; ++t) {
@@ -191,7 +191,7 @@ class PrefillTask {
   }
 
   /// True if an infinity or a NaN is among the values.
-  bool pack_values(const GroupRows& group, int index, Prefetcher& ahead) noexcept {
+  bool pack_values(const GroupRows& group, int index, ChunkPrefetcher& ahead) noexcept {
     // Dwords (2 tokens) of dimensions 0..15 and 16..31 of a 64-byte piece.
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
@@ -223,7 +223,7 @@ class PrefillTask {
 
   /// Packs zeros for the rows that hold an infinity or a NaN, and notes them: a product with weight 0 would make NaN of
   /// columns that do not see them.
-  void pack_exceptions(GroupRows& group, std::int64_t token, Prefetcher& ahead) noexcept {
+  void pack_exceptions(GroupRows& group, std::int64_t token, ChunkPrefetcher& ahead) noexcept {
     for (int t = 0; t < kGroupTokens; ++t) {
       if (is_finite_row(group.v[t], params_.v_head_dim)) continue;
       exceptions_[num_exceptions_++] = {static_cast<std::int32_t>(token - chunk_) + t, group.v[t]};
@@ -547,8 +547,8 @@ class PrefillTask {
   const bool is_backward_;
   std::int64_t chunk_ = 0;  // first token of the chunk at hand
   int num_blocks_ = 0;
-  Prefetcher ahead_;  // of the next chunk
-  Bend bend_;         // of the token tile at hand, unless all is plain
+  ChunkPrefetcher ahead_;  // of the next chunk
+  Bend bend_;              // of the token tile at hand, unless all is plain
   /// A token of the chunk whose V is not finite, and that row.
   struct Exception {
     std::int32_t token;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/attend.h"
+#include "kernels/prefetch.h"
 #include "kernels/x86_avx512_math.h"
 
 #if defined(__x86_64__)
@@ -77,6 +78,22 @@ class KvRows {
   bool v_is_part_of_k;              ///< MLA: the values are elements of the keys.
 };
 
+/// Adds the K and V rows of `count` tokens to `ahead`.
+[[maybe_unused]] void add_rows_ahead(RowsAhead& ahead, const KvRows& rows, std::int64_t token,
+                                     std::int64_t count) noexcept {
+  while (count > 0) {
+    const KvRows::Run run = rows.at(token);
+    const std::int64_t n = std::min(run.rows, count);
+    const auto add = [&](const std::byte* row, std::int64_t stride, std::int64_t bytes) {
+      if (stride == bytes) return ahead.add(row, n * bytes);
+      for (std::int64_t i = 0; i < n; ++i) ahead.add(row + i * stride, bytes);
+    };
+    add(run.k, rows.k_stride, rows.k_bytes);
+    if (!rows.v_is_part_of_k) add(run.v, rows.v_stride, rows.v_bytes);
+    token += n, count -= n;
+  }
+}
+
 /// Sixteen rows of K and of V that one tile load can take: in place, or copied together.
 struct TileRows {
   const std::byte* k;
@@ -84,9 +101,8 @@ struct TileRows {
   std::int64_t k_stride, v_stride;
 };
 
-/// The lines of rows to come, in order of use, handed out a few at a time: software prefetch in page-table order,
-/// spread evenly over the arithmetic, is worth 25-35 % of the read bandwidth; in one burst a third of that is lost.
-class Prefetcher {
+/// For prefill: the lines of rows to come, in order of use, handed out a few at a time.
+class ChunkPrefetcher {
  public:
   static constexpr int kMaxRuns = 2 * 64;
 

@@ -1,0 +1,131 @@
+// Prefetch of the K and V rows that come next, in an order that keeps memory busy while kernels compute.
+//
+// Layer: kernels. Measured on a Sapphire Rapids class Xeon (docs/KERNELS.md): what limits a core is how many lines it
+// waits for at once. A software prefetch holds one of 16 line buffers until its line is there; the hardware's streams
+// into L2 hold none, but a stream needs requests for rising lines of one OS page, and time. So prefetches go round
+// eight OS pages, four lines each: eight streams run ahead of them, and most prefetches find their line in L2.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace pagedkv::kernels {
+
+inline constexpr std::ptrdiff_t kLineBytes = 64;
+
+/// Rows that will be read soon, cut where an OS page ends. Plain data; adds what fits, since all of it is a hint.
+class RowsAhead {
+ public:
+  /// Bytes of one OS page, in whole lines.
+  struct Piece {
+    const std::byte* begin;
+    const std::byte* end;
+  };
+
+  void clear() noexcept { num_pieces_ = 0; }
+
+  /// `bytes` that lie side by side.
+  void add(const std::byte* row, std::int64_t bytes) noexcept {
+    const std::byte* const end = row + bytes;
+    for (const std::byte* begin = row - misalignment(row, kLineBytes); begin < end;) {
+      const std::byte* const page_end = begin - misalignment(begin, kOsPageBytes) + kOsPageBytes;
+      const std::byte* const stop = std::min(end, page_end);
+      if (num_pieces_ > 0 && pieces_[num_pieces_ - 1].end == begin && misalignment(begin, kOsPageBytes) != 0) {
+        pieces_[num_pieces_ - 1].end = stop;
+      } else if (num_pieces_ < kMaxPieces) {
+        pieces_[num_pieces_++] = {begin, stop};
+      }
+      begin = stop;
+    }
+  }
+
+  /// Asks for the first line of each piece, all at once.
+  ///
+  /// A prefetch ends only when the address is translated, and what follows waits: where a virtual machine's host maps
+  /// pages of 4 KiB, 100 ns and more a run of rows, however far ahead of its use. Side by side the page walks overlap.
+  void touch() const noexcept {
+    for (int i = 0; i < num_pieces_; ++i) __builtin_prefetch(pieces_[i].begin, 0, 2);
+  }
+
+  const Piece* begin() const noexcept { return pieces_; }
+  const Piece* end() const noexcept { return pieces_ + num_pieces_; }
+
+ private:
+  static constexpr std::ptrdiff_t kOsPageBytes = 4096;
+  static constexpr int kMaxPieces = 256;
+
+  static std::ptrdiff_t misalignment(const std::byte* at, std::ptrdiff_t alignment) noexcept {
+    return static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(at) % static_cast<std::uintptr_t>(alignment));
+  }
+
+  int num_pieces_ = 0;
+  Piece pieces_[kMaxPieces];
+};
+
+/// Hands out the lines of some rows, a few at each step of the work at hand: in bursts they would fill the buffers that
+/// this work needs.
+class Prefetcher {
+ public:
+  /// All lines of `rows`, which stay as they are meanwhile, over about `num_steps` calls of step().
+  void start(const RowsAhead& rows, std::size_t num_steps) noexcept {
+    first_ = end_ = rows.begin();
+    last_ = rows.end();
+    std::ptrdiff_t num_groups = 0;
+    for (const RowsAhead::Piece& piece : rows) num_groups += (piece.end - piece.begin + kGroupBytes - 1) / kGroupBytes;
+    pace_ = num_groups * kOne / static_cast<std::ptrdiff_t>(num_steps + 1) + 1;
+    credit_ = 0;
+    begin_streams();
+  }
+
+  [[gnu::always_inline]] void step() noexcept {
+    for (credit_ += pace_; credit_ >= kOne; credit_ -= kOne) emit();
+  }
+
+ private:
+  static constexpr int kStreams = 4;                  // OS pages side by side
+  static constexpr std::ptrdiff_t kGroupBytes = 256;  // of one page before the next one
+  static constexpr std::ptrdiff_t kOne = 1 << 16;     // a group, in the units of `pace_` and `credit_`
+  static constexpr int kLocality = 2;                 // into L2: line buffers must be free for the loads at hand
+
+  [[gnu::always_inline]] void emit() noexcept {
+    const std::byte* const line = piece_->begin + offset_;
+    const std::ptrdiff_t bytes = piece_->end - line;
+    if (bytes >= kGroupBytes) [[likely]] {
+      __builtin_prefetch(line, 0, kLocality);
+      __builtin_prefetch(line + kLineBytes, 0, kLocality);
+      __builtin_prefetch(line + 2 * kLineBytes, 0, kLocality);
+      __builtin_prefetch(line + 3 * kLineBytes, 0, kLocality);
+    } else {
+      for (std::ptrdiff_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(line + at, 0, kLocality);
+    }
+    if (++piece_ == end_) end_round();
+  }
+
+  void end_round() noexcept {
+    piece_ = first_, offset_ += kGroupBytes;
+    if (offset_ >= longest_) begin_streams();
+  }
+
+  // The next pages that are read side by side, or nothing any more.
+  void begin_streams() noexcept {
+    first_ = piece_ = end_;
+    end_ = std::min(first_ + kStreams, last_);
+    offset_ = longest_ = 0;
+    for (const RowsAhead::Piece* piece = first_; piece != end_; ++piece) {
+      longest_ = std::max(longest_, piece->end - piece->begin);
+    }
+    if (first_ == end_) pace_ = credit_ = 0, piece_ = &kNothing;
+  }
+
+  static constexpr RowsAhead::Piece kNothing = {nullptr, nullptr};
+
+  const RowsAhead::Piece* piece_ = &kNothing;  // next in the round
+  const RowsAhead::Piece* first_ = nullptr;    // of the round
+  const RowsAhead::Piece* end_ = nullptr;
+  const RowsAhead::Piece* last_ = nullptr;   // of all
+  std::ptrdiff_t offset_ = 0, longest_ = 0;  // bytes from the begin of each piece
+  std::ptrdiff_t pace_ = 0, credit_ = 0;     // groups a step, and groups owed
+};
+
+}  // namespace pagedkv::kernels
