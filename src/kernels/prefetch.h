@@ -65,7 +65,7 @@ class RowsAhead {
 
 /// Hands out the lines of some rows, a few at each step of the work at hand: in bursts they would fill the buffers that
 /// this work needs.
-class Prefetcher {
+class StreamPrefetcher {
  public:
   /// All lines of `rows`, which stay as they are meanwhile, over about `num_steps` calls of step().
   void start(const RowsAhead& rows, std::size_t num_steps) noexcept {

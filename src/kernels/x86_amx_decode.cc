@@ -543,7 +543,7 @@ class DecodeTask {
   Exception exceptions_[std::size_t{kStep}];
   int next_part_ = 0;   // of the next step's scores
   RowsAhead ahead_[2];  // the window after the one that is being prefetched
-  Prefetcher prefetch_;
+  StreamPrefetcher prefetch_;
 };
 
 template <int kTiles>

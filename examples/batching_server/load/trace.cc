@@ -35,6 +35,7 @@ TraceRequest from_mooncake(const nlohmann::json& row, const TraceScale& scale) {
   for (const auto& hash : row.at("hash_ids")) {
     const auto left = length - static_cast<std::uint32_t>(request.prompt.size());
     if (left == 0) break;
+    if (!hash.is_number_integer()) throw std::runtime_error("a hash is no integer of 64 bits");
     append_ids(request.prompt, hash.get<std::uint64_t>(), std::min(block, left), scale);
   }
   if (request.prompt.empty()) append_ids(request.prompt, 0, 1, scale);

@@ -44,7 +44,8 @@ TEST(Trace, AzureLinesAndTheirLineEnds) {
 TEST(Trace, RefusesWhatIsNone) {
   const TempFolder folder;
   EXPECT_THROW(read_trace(folder.file("missing.csv"), {}), std::runtime_error);
-  for (const char* text : {"", "{", "[1]\n", "{\"timestamp\":0}\n", "{\"timestamp\":\"x\",\"input_length\":1}\n"}) {
+  for (const char* text : {"", "{", "[1]\n", "{\"timestamp\":0}\n", "{\"timestamp\":\"x\",\"input_length\":1}\n",
+                           "{\"timestamp\":0,\"input_length\":9,\"output_length\":1,\"hash_ids\":[1e107]}\n"}) {
     EXPECT_THROW(read_trace(folder.write("t.jsonl", text), {}), std::runtime_error) << text;
   }
   for (const char* line :
