@@ -181,6 +181,13 @@ class Machine : Arguments {
     pagedkv_dense_options options{};
     options.batch_size = count32(3), options.num_layers = count32(3), options.num_heads = count32(3);
     options.head_dim = count32(9), options.max_seq_len = count32(30);
+    // Page tables of gigabytes are had if asked for: no fault, but more than a case may take.
+    constexpr std::uint64_t kMaxEntries = 1 << 26;
+    if (std::uint64_t{options.batch_size} * options.num_layers >
+        kMaxEntries / (options.max_seq_len + std::uint64_t{1})) {
+      options.batch_size = std::min(options.batch_size, 3U), options.num_layers = std::min(options.num_layers, 3U);
+      options.max_seq_len = std::min(options.max_seq_len, std::uint32_t{1} << 20);
+    }
     options.dtype = static_cast<std::uint32_t>(input_.below(3));
     options.page_size = input_.rarely(3) ? count32(9) : 0;
     options.new_tokens_see_later_ones = input_.rarely(3) ? 1 : 0;
