@@ -44,9 +44,9 @@ struct AttentionConfig {
   AttentionVariant variant = {};
   std::string_view target = {};  ///< Kernel target by name (cpu.h); empty = the active one.
   /// Neighbouring sequences of a batch whose leading pages are the same ids read them once, for all of them, in parts
-  /// of 1024 tokens; only without window, mask and ALiBi, and for sequences of at most 16 query rows. On every target
-  /// but "amx" results are bitwise those without. On "amx" the shared parts run as matrix work with bf16 weights: still
-  /// within the bound of docs/NUMERICS.md, but a row then depends on which neighbours share its pages.
+  /// of 1024 tokens; only without window, mask and ALiBi, and for sequences of at most 16 query rows. The shared parts
+  /// run as matrix work, on "amx" with bf16 weights: still within the bound of docs/NUMERICS.md, but the last bits of a
+  /// row then depend on which neighbours share its pages.
   bool cascade = false;
 };
 

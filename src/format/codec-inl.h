@@ -1,7 +1,8 @@
 // How vectors of f32 come out of stored elements: one codec a format, compiled once a target.
 //
 // Layer: format. A codec has `Stored`, `kPerUnit` (elements in 32 bits), `load` (as many elements as a vector has
-// lanes) and `split` (element `half` of each 32-bit unit). All are exact.
+// lanes), `split` (element `half` of each 32-bit unit) and `load_part` (one of two vectors that hold twice as many
+// elements: the even and the odd ones if `kPartsInterleave`, else those before and those behind). All are exact.
 #include <cstdint>
 
 #include "hwy/highway.h"
@@ -26,17 +27,23 @@ using VecU32 = hn::Vec<U32>;
 struct CodecF32 {
   using Stored = float;
   static constexpr std::size_t kPerUnit = 1;
+  static constexpr bool kPartsInterleave = false;
 
   static HWY_INLINE VecF32 load(const Stored* from) { return hn::LoadU(F32(), from); }
   template <int kHalf>
   static HWY_INLINE VecF32 split(VecU32 units) {
     return hn::BitCast(F32(), units);
   }
+  template <int kPart>
+  static HWY_INLINE VecF32 load_part(const Stored* from) {
+    return load(from + kPart * hn::MaxLanes(F32()));
+  }
 };
 
 struct CodecBf16 {
   using Stored = bf16_t;
   static constexpr std::size_t kPerUnit = 2;
+  static constexpr bool kPartsInterleave = true;  // half the instructions of `load`
 
   static HWY_INLINE VecF32 load(const Stored* from) {
     const hn::Rebind<std::uint16_t, F32> d16;
@@ -48,11 +55,16 @@ struct CodecBf16 {
     if constexpr (kHalf == 0) return hn::BitCast(F32(), hn::ShiftLeft<16>(units));
     return hn::BitCast(F32(), hn::And(units, hn::Set(U32(), 0xFFFF0000U)));
   }
+  template <int kPart>
+  static HWY_INLINE VecF32 load_part(const Stored* from) {
+    return split<kPart>(hn::LoadU(U32(), reinterpret_cast<const std::uint32_t*>(from)));
+  }
 };
 
 struct CodecF16 {
   using Stored = f16_t;
   static constexpr std::size_t kPerUnit = 2;
+  static constexpr bool kPartsInterleave = false;
 
   static HWY_INLINE VecF32 load(const Stored* from) {
 #if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SCALAR  // no instruction, and Highway's substitute knows no infinities
@@ -76,6 +88,10 @@ struct CodecF16 {
     const VecU32 special = hn::Or(scaled, hn::Set(U32(), 0x7F800000U));
     const VecU32 value = hn::IfThenElse(hn::RebindMask(U32(), is_special), special, scaled);
     return hn::BitCast(F32(), hn::Or(value, sign));
+  }
+  template <int kPart>
+  static HWY_INLINE VecF32 load_part(const Stored* from) {
+    return load(from + kPart * hn::MaxLanes(F32()));
   }
 };
 

@@ -53,17 +53,16 @@ class Attention {
   HWY_INLINE void run() {
     begin();
     if (task_.kv_begin < task_.kv_end) {
-      Block blocks[2];
-      blocks[0].gather(params_, task_, task_.kv_begin);
-      for (std::size_t i = 0;; i ^= 1) {
-        Block& block = blocks[i];
-        const std::int64_t end = block.begin + kBlockKeys;
-        const bool is_last = end >= task_.kv_end;
-        const bool has_next = is_last && task_.next != nullptr && task_.next->kv_begin < task_.next->kv_end;
-        if (!is_last) blocks[i ^ 1].gather(params_, task_, end);
-        if (has_next) blocks[i ^ 1].gather(params_, *task_.next, task_.next->kv_begin);
-        compute(block, is_last && !has_next ? nullptr : &blocks[i ^ 1]);
-        if (is_last) break;
+      RowsAhead ahead[2];  // of the next block, whose rows are prefetched, and of the one after it
+      find_rows_ahead(ahead[0], params_, task_, task_.kv_begin, 1);
+      std::size_t i = 0;
+      for (std::int64_t key = task_.kv_begin; key < task_.kv_end; i ^= 1) {
+        Block block;
+        block.gather(params_, task_, key);
+        find_rows_ahead(ahead[i ^ 1], params_, task_, key, 2);
+        ahead[i ^ 1].touch();
+        compute(block, ahead[i]);
+        key = block.begin + kBlockKeys;
       }
     }
     finish();
@@ -76,12 +75,13 @@ class Attention {
       heads = static_cast<std::size_t>(num_rows) * params.group;
       rows = round_up(heads);
       out_stride = round_up(params.v_head_dim);
-      q_floats = round_up(heads * params.head_dim);
+      q_stride = round_up(params.head_dim);
+      q_floats = heads * q_stride;
       out_floats = heads * out_stride;
       score_floats = heads * static_cast<std::size_t>(kBlockKeys);
     }
     static std::size_t round_up(std::size_t count) { return (count + 15) / 16 * 16; }
-    std::size_t heads, rows, out_stride, q_floats, out_floats, score_floats;
+    std::size_t heads, rows, q_stride, out_stride, q_floats, out_floats, score_floats;
   };
 
   std::int64_t q_row(std::int32_t row) const { return task_.rows != nullptr ? task_.rows[row] : task_.first_row + row; }
@@ -92,11 +92,13 @@ class Attention {
 
   // Queries to f32, times sm_scale; empty states.
   void begin() {
-    const std::size_t count = std::size_t{params_.group} * params_.head_dim;
-    for (std::int32_t row = 0; row < task_.num_rows; ++row) {
-      const std::size_t from =
-          (static_cast<std::size_t>(q_row(row)) * params_.num_q_heads + first_head()) * params_.head_dim;
-      load_row(params_.q, params_.q_dtype, from, count, q_ + static_cast<std::size_t>(row) * count);
+    std::fill_n(is_few() ? slab_ : q_, is_few() ? layout_.q_stride : layout_.q_floats, 0.0F);
+    for (std::size_t at = 0; at < layout_.heads; ++at) {
+      const auto row = static_cast<std::size_t>(q_row(static_cast<std::int32_t>(at / params_.group)));
+      const std::size_t from = (row * params_.num_q_heads + first_head() + at % params_.group) * params_.head_dim;
+      float* const to = is_few() ? slab_ : q_ + at * layout_.q_stride;
+      load_row(params_.q, params_.q_dtype, from, params_.head_dim, to);
+      if (is_few()) stored_.spread_query(to, params_.head_dim, q_ + at * kLanes, layout_.heads * kLanes);
     }
     std::fill_n(out_, layout_.out_floats, 0.0F);
     std::fill_n(largest_, layout_.heads, kMinusInfinity);
@@ -123,7 +125,7 @@ class Attention {
     return keys;
   }
 
-  void compute(Block& block, const Block* next) {
+  void compute(Block& block, const RowsAhead& ahead) {
     // Rows that see the block are consecutive: positions rise with rows.
     std::int32_t first = 0, last = task_.num_rows;
     while (first < last && is_empty(visible(block, first))) ++first;
@@ -131,8 +133,8 @@ class Attention {
     if (first == last) return;
     const std::size_t begin = static_cast<std::size_t>(first) * params_.group;
     const std::size_t end = static_cast<std::size_t>(last) * params_.group;
-    Prefetcher prefetcher;
-    if (next != nullptr) prefetcher = Prefetcher(*next, steps(block, end - begin));
+    Prefetcher& prefetcher = prefetcher_;
+    prefetcher.start(ahead, steps(block, end - begin));
     score(block, prefetcher, begin, end);
     for (std::int32_t row = first; row < last; ++row) {
       const Span keys = visible(block, row);
@@ -160,6 +162,7 @@ class Attention {
 
   // Adds the rows of V that were set aside to the rows that give them weight.
   void add_exceptions(const Block& block, std::uint64_t exceptions, std::size_t begin, std::size_t end) {
+    if (is_few()) change_order(stored_.from_parts, begin, end);
     for (; exceptions != 0; exceptions &= exceptions - 1) {
       const int key = std::countr_zero(exceptions);
       for (std::size_t at = begin; at < end; ++at) {
@@ -172,6 +175,12 @@ class Attention {
         }
       }
     }
+    if (is_few()) change_order(stored_.to_parts, begin, end);
+  }
+
+  // Between the order of dims and parts, for the sums of some rows.
+  void change_order(void (*change)(float* row, std::size_t dims) noexcept, std::size_t begin, std::size_t end) {
+    for (std::size_t at = begin; at < end; ++at) change(out_ + at * layout_.out_stride, params_.v_head_dim);
   }
 
   static bool is_empty(Span keys) { return keys.first >= keys.last; }
@@ -181,18 +190,18 @@ class Attention {
     return params_.kv_dtype == DType::f16 ? find_stored_f16() : find_stored_bf16();
   }
 
-  // A few rows fit in one tile of registers, which then reads K and V as they are stored.
-  static bool is_few(std::size_t rows) { return rows <= kFewRows; }
+  // Tasks of a few rows (decode) read K and V as they are stored; their queries and sums are in parts.
+  bool is_few() const { return layout_.heads <= kFewRows; }
 
   // About how many steps of the prefetcher the work on a block takes.
   std::size_t steps(const Block& block, std::size_t rows) const {
     const std::size_t keys = static_cast<std::size_t>(block.last - block.first);
+    if (is_few()) return steps_of_few(keys, params_.head_dim, params_.v_head_dim, rows);
     const std::size_t key_vectors = (keys + kLanes - 1) / kLanes;
     const std::size_t transposed = key_vectors * params_.head_dim * size_of(params_.kv_dtype) / (4 * kTileUnits);
-    const std::size_t tiles = is_few(rows) ? 1 : (rows + kMaxTileRows - 1) / kMaxTileRows;
+    const std::size_t tiles = (rows + kMaxTileRows - 1) / kMaxTileRows;
     const std::size_t panel = tile_panel(rows / tiles);
     const std::size_t weighed = tiles * ((params_.v_head_dim + panel - 1) / panel) * keys / kStepLength;
-    if (is_few(rows)) return transposed + weighed;
     const std::size_t scored = tiles * ((keys + panel - 1) / panel) * params_.head_dim / kStepLength;
     const std::size_t packed = (params_.v_head_dim + kSlabDims - 1) / kSlabDims * keys / kStepLength;
     return transposed + scored + packed + weighed;
@@ -200,9 +209,10 @@ class Attention {
 
   void score(const Block& block, Prefetcher& prefetcher, std::size_t begin, std::size_t end) {
     const std::size_t dim_count = params_.head_dim;
-    if (is_few(end - begin)) {
-      return stored_.score_few(block, dim_count, q_ + begin * dim_count, end - begin, scores_ + begin * kBlockKeys,
-                               prefetcher);
+    const std::size_t q_stride = layout_.q_stride;
+    if (is_few()) {
+      return stored_.score_few(block, dim_count, q_ + begin * kLanes, layout_.heads * kLanes, end - begin,
+                               scores_ + begin * kBlockKeys, prefetcher);
     }
     const Span keys = {block.first, block.last};
     for (std::size_t dim = 0; dim < dim_count; dim += kSlabDims) {
@@ -210,10 +220,10 @@ class Attention {
       stored_.pack_keys(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
         const std::size_t rows = next_tile(end - at);
-        const float* const q = q_ + at * dim_count + dim;
+        const float* const q = q_ + at * q_stride + dim;
         float* const scores = scores_ + at * kBlockKeys;
         with_rows<kMaxTileRows>(rows, [&](auto count) HWY_ATTR {
-          score_rows<count()>(q, dim_count, slab_, dims, keys, scores, dim != 0, prefetcher);
+          score_rows<count()>(q, q_stride, slab_, dims, keys, scores, dim != 0, prefetcher);
         });
         at += rows;
       }
@@ -224,7 +234,7 @@ class Attention {
   // never multiplied into it, not even by 0 (it might be infinite).
   void accumulate(const Block& block, Prefetcher& prefetcher, std::size_t begin, std::size_t end) {
     const std::size_t dim_count = params_.v_head_dim;
-    if (is_few(end - begin) && dim_count % kLanes == 0) {
+    if (is_few()) {
       for (std::size_t at = begin; at < end;) {
         const Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
         const std::size_t rows = same_keys(block, keys, at, end - at);
@@ -327,6 +337,7 @@ class Attention {
 
   // Sinks, normalisation and the way out.
   void finish() {
+    if (is_few()) change_order(stored_.from_parts, 0, layout_.heads);
     for (std::int32_t row = 0; row < task_.num_rows; ++row) {
       for (std::uint32_t g = 0; g < params_.group; ++g) {
         const std::size_t at = static_cast<std::size_t>(row) * params_.group + g;
@@ -383,6 +394,7 @@ class Attention {
   float* slab_;                              // [64][64], of K or of V
   float* zeros_;                             // [layout_.out_stride], a row of V in any format
   const std::byte* exceptions_[kBlockKeys];  // rows of V that were set aside
+  Prefetcher prefetcher_;
 };
 
 }  // namespace pagedkv::kernels::HWY_NAMESPACE

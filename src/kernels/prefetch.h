@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace pagedkv::kernels {
 
@@ -48,12 +49,13 @@ class RowsAhead {
     for (int i = 0; i < num_pieces_; ++i) __builtin_prefetch(pieces_[i].begin, 0, 2);
   }
 
+  static constexpr int kMaxPieces = 256;
+
   const Piece* begin() const noexcept { return pieces_; }
   const Piece* end() const noexcept { return pieces_ + num_pieces_; }
 
  private:
   static constexpr std::ptrdiff_t kOsPageBytes = 4096;
-  static constexpr int kMaxPieces = 256;
 
   static std::ptrdiff_t misalignment(const std::byte* at, std::ptrdiff_t alignment) noexcept {
     return static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(at) % static_cast<std::uintptr_t>(alignment));
@@ -64,18 +66,26 @@ class RowsAhead {
 };
 
 /// Hands out the lines of some rows, a few at each step of the work at hand: in bursts they would fill the buffers that
-/// this work needs.
+/// this work needs. `kStreams` OS pages are read side by side.
+template <int kStreams>
 class StreamPrefetcher {
  public:
   /// All lines of `rows`, which stay as they are meanwhile, over about `num_steps` calls of step().
   void start(const RowsAhead& rows, std::size_t num_steps) noexcept {
-    first_ = end_ = rows.begin();
-    last_ = rows.end();
     std::ptrdiff_t num_groups = 0;
-    for (const RowsAhead::Piece& piece : rows) num_groups += (piece.end - piece.begin + kGroupBytes - 1) / kGroupBytes;
+    Round* round = rounds_;
+    for (const RowsAhead::Piece* piece = rows.begin(); piece != rows.end(); ++round) {
+      *round = {piece, std::min(piece + kStreams, rows.end()), 0};
+      for (; piece != round->end; ++piece) {
+        const std::ptrdiff_t bytes = piece->end - piece->begin;
+        round->bytes = std::max(round->bytes, bytes);
+        num_groups += (bytes + kGroupBytes - 1) / kGroupBytes;
+      }
+    }
+    *round = {&kNothing, &kNothing + 1, std::numeric_limits<std::ptrdiff_t>::max()};
     pace_ = num_groups * kOne / static_cast<std::ptrdiff_t>(num_steps + 1) + 1;
     credit_ = 0;
-    begin_streams();
+    begin_round(rounds_);
   }
 
   [[gnu::always_inline]] void step() noexcept {
@@ -83,10 +93,16 @@ class StreamPrefetcher {
   }
 
  private:
-  static constexpr int kStreams = 4;                  // OS pages side by side
   static constexpr std::ptrdiff_t kGroupBytes = 256;  // of one page before the next one
   static constexpr std::ptrdiff_t kOne = 1 << 16;     // a group, in the units of `pace_` and `credit_`
   static constexpr int kLocality = 2;                 // into L2: line buffers must be free for the loads at hand
+
+  // Pages that are read side by side.
+  struct Round {
+    const RowsAhead::Piece* begin;
+    const RowsAhead::Piece* end;
+    std::ptrdiff_t bytes;  // of the longest
+  };
 
   [[gnu::always_inline]] void emit() noexcept {
     const std::byte* const line = piece_->begin + offset_;
@@ -99,33 +115,20 @@ class StreamPrefetcher {
     } else {
       for (std::ptrdiff_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(line + at, 0, kLocality);
     }
-    if (++piece_ == end_) end_round();
+    if (++piece_ != round_->end) return;
+    piece_ = round_->begin, offset_ += kGroupBytes;
+    if (offset_ >= round_->bytes) begin_round(round_ + 1);
   }
 
-  void end_round() noexcept {
-    piece_ = first_, offset_ += kGroupBytes;
-    if (offset_ >= longest_) begin_streams();
-  }
-
-  // The next pages that are read side by side, or nothing any more.
-  void begin_streams() noexcept {
-    first_ = piece_ = end_;
-    end_ = std::min(first_ + kStreams, last_);
-    offset_ = longest_ = 0;
-    for (const RowsAhead::Piece* piece = first_; piece != end_; ++piece) {
-      longest_ = std::max(longest_, piece->end - piece->begin);
-    }
-    if (first_ == end_) pace_ = credit_ = 0, piece_ = &kNothing;
-  }
+  void begin_round(const Round* round) noexcept { round_ = round, piece_ = round->begin, offset_ = 0; }
 
   static constexpr RowsAhead::Piece kNothing = {nullptr, nullptr};
 
   const RowsAhead::Piece* piece_ = &kNothing;  // next in the round
-  const RowsAhead::Piece* first_ = nullptr;    // of the round
-  const RowsAhead::Piece* end_ = nullptr;
-  const RowsAhead::Piece* last_ = nullptr;   // of all
-  std::ptrdiff_t offset_ = 0, longest_ = 0;  // bytes from the begin of each piece
-  std::ptrdiff_t pace_ = 0, credit_ = 0;     // groups a step, and groups owed
+  const Round* round_ = rounds_;
+  std::ptrdiff_t offset_ = 0;             // bytes from the begin of each piece
+  std::ptrdiff_t pace_ = 0, credit_ = 0;  // groups a step, and groups owed
+  Round rounds_[std::size_t{RowsAhead::kMaxPieces} / kStreams + 1];
 };
 
 }  // namespace pagedkv::kernels

@@ -1,8 +1,8 @@
 // What the generic kernels do with rows as they are stored. Compiled once a target and format.
 //
 // Layer: kernels. Many query rows: a block becomes f32 slabs, K transposed to [dim][key], V as [key][dim], converted
-// once for all of them. A few query rows: rows are converted in registers on their way into the products. Both ways
-// round alike, bit for bit.
+// once for all of them. A few query rows: rows are read in the order in which they lie and converted in registers on
+// their way into the products; a score is the sum of the lanes of one vector. The two ways round differently.
 #include <cmath>
 
 #include "format/codec-inl.h"
@@ -153,89 +153,217 @@ void pack_values(const Block& block, std::size_t dim_begin, std::size_t dims, fl
   }
 }
 
-// Scores of kGroups vectors of keys, straight from stored rows.
-template <class Codec, std::size_t kRows, std::size_t kGroups>
-HWY_INLINE void score_stored(const std::byte* const* rows, std::size_t dims, const float* HWY_RESTRICT q,
-                             float* HWY_RESTRICT scores, Prefetcher& prefetcher) {
-  const F32 d;
-  VecF32 sum[kRows][kGroups];
-  PAGEDKV_UNROLL
-  for (std::size_t r = 0; r < kRows; ++r) {
-    PAGEDKV_UNROLL
-    for (std::size_t g = 0; g < kGroups; ++g) sum[r][g] = hn::Zero(d);
-  }
-  const auto add = [&](std::size_t dim, const VecF32(&k)[kGroups]) HWY_ATTR {
-    PAGEDKV_UNROLL
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const VecF32 element = hn::Set(d, q[r * dims + dim]);
-      PAGEDKV_UNROLL
-      for (std::size_t g = 0; g < kGroups; ++g) sum[r][g] = hn::MulAdd(element, k[g], sum[r][g]);
+// Part kPart of the 2 * kLanes elements of a row from `dim` on.
+template <class Codec, int kPart>
+HWY_INLINE VecF32 load_part(const std::byte* row, std::size_t dim) {
+  return Codec::template load_part<kPart>(reinterpret_cast<const typename Codec::Stored*>(row) + dim);
+}
+
+// The last `count` < kLanes elements of a row, from `dim` on, and zeros.
+template <class Codec>
+HWY_INLINE VecF32 load_rest(const std::byte* row, std::size_t dim, std::size_t count) {
+  typename Codec::Stored elements[kLanes] = {};
+  std::memcpy(elements, row + dim * sizeof(elements[0]), count * sizeof(elements[0]));
+  return Codec::load(elements);
+}
+
+/// The order in which a few rows keep queries and sums: part 0 and part 1 of each 2 * kLanes elements, then the rest.
+template <class Codec>
+void to_parts(float* row, std::size_t dims) noexcept {
+  if constexpr (Codec::kPartsInterleave) {
+    const F32 d;
+    for (std::size_t dim = 0; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
+      VecF32 even, odd;
+      hn::LoadInterleaved2(d, row + dim, even, odd);
+      hn::StoreU(even, d, row + dim);
+      hn::StoreU(odd, d, row + dim + kLanes);
     }
-  };
-  std::size_t dim = 0;
-  for (; dim + kTileDims<Codec> <= dims; dim += kTileDims<Codec>) {
-    VecU32 units[kGroups][kTileUnits];
-    PAGEDKV_UNROLL
-    for (std::size_t g = 0; g < kGroups; ++g) {
-      prefetcher.step();
-      transpose_units(rows + g * kLanes, dim * sizeof(typename Codec::Stored), units[g]);
-    }
-    PAGEDKV_UNROLL
-    for (std::size_t i = 0; i < kTileDims<Codec>; ++i) {
-      VecF32 k[kGroups];
-      PAGEDKV_UNROLL
-      for (std::size_t g = 0; g < kGroups; ++g) k[g] = tile_dim<Codec>(units[g], i);
-      add(dim + i, k);
-    }
-  }
-  for (; dim < dims; ++dim) {
-    VecF32 k[kGroups];
-    for (std::size_t g = 0; g < kGroups; ++g) k[g] = gather_dim<Codec>(rows + g * kLanes, dim);
-    add(dim, k);
-  }
-  PAGEDKV_UNROLL
-  for (std::size_t r = 0; r < kRows; ++r) {
-    PAGEDKV_UNROLL
-    for (std::size_t g = 0; g < kGroups; ++g) hn::StoreU(sum[r][g], d, scores + r * kBlockKeys + g * kLanes);
   }
 }
 
-/// Scores of a few query rows, q [rows][dims], against the block's keys: what pack_keys and score_rows compute.
+/// Vector v of a query row in parts, to q [vectors][stride]: a product finds the vectors of all rows side by side.
 template <class Codec>
-void score_few(const Block& block, std::size_t dims, const float* q, std::size_t rows, float* scores,
-               Prefetcher& prefetcher) noexcept {
-  const std::size_t last = static_cast<std::size_t>(block.last);
-  std::size_t key = static_cast<std::size_t>(block.first) / kLanes * kLanes;
-  with_rows<kFewRows>(rows, [&](auto count) HWY_ATTR {
-    // Chains of dependent sums run side by side: two at least for each query row, four for one or two.
-    constexpr std::size_t kGroups = count() <= 2 ? 4 : 2;
-    for (; key + (kGroups - 1) * kLanes < last && key + kGroups * kLanes <= kBlockKeys; key += kGroups * kLanes) {
-      score_stored<Codec, count(), kGroups>(block.k + key, dims, q, scores + key, prefetcher);
+void spread_query(float* row, std::size_t dims, float* q, std::size_t stride) noexcept {
+  const F32 d;
+  to_parts<Codec>(row, dims);
+  for (std::size_t dim = 0; dim < dims; dim += kLanes, q += stride) hn::StoreU(hn::LoadU(d, row + dim), d, q);
+}
+
+/// The inverse of to_parts.
+template <class Codec>
+void from_parts(float* row, std::size_t dims) noexcept {
+  if constexpr (Codec::kPartsInterleave) {
+    const F32 d;
+    for (std::size_t dim = 0; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
+      const VecF32 even = hn::LoadU(d, row + dim), odd = hn::LoadU(d, row + dim + kLanes);
+      hn::StoreInterleaved2(even, odd, d, row + dim);
     }
-    for (; key < last; key += kLanes) {
-      score_stored<Codec, count(), 1>(block.k + key, dims, q, scores + key, prefetcher);
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+using Quad = hn::Full128<float>;
+
+HWY_INLINE hn::Vec<Quad> sum_of_blocks(hn::Vec<Quad> sums) { return sums; }
+template <class V>
+HWY_INLINE hn::Vec<Quad> sum_of_blocks(V sums) {
+  const hn::Half<hn::DFromV<V>> d_half;
+  return sum_of_blocks(hn::Add(hn::LowerHalf(d_half, sums), hn::UpperHalf(d_half, sums)));
+}
+
+// The sums of the lanes of four vectors.
+HWY_INLINE hn::Vec<Quad> sums_of_lanes(VecF32 a, VecF32 b, VecF32 c, VecF32 d) {
+  const F32 f32;
+  const auto fold = [&](VecF32 x, VecF32 y) HWY_ATTR {
+    return hn::BitCast(U32(), hn::Add(hn::InterleaveLower(f32, x, y), hn::InterleaveUpper(f32, x, y)));
+  };
+  const VecU32 ab = fold(a, b), cd = fold(c, d);
+  return sum_of_blocks(hn::Add(hn::BitCast(f32, interleave_low(ab, cd)), hn::BitCast(f32, interleave_high(ab, cd))));
+}
+
+// scores[r][i] = sum of the lanes of sum[r][i], four sums at a time.
+template <std::size_t kRows, std::size_t kKeys>
+HWY_INLINE void store_scores(const VecF32 (&sum)[kRows][kKeys], float* HWY_RESTRICT scores) {
+  if constexpr (kKeys == 2) {
+    PAGEDKV_UNROLL
+    for (std::size_t r = 0; r < kRows; r += 2) {
+      const std::size_t other = r + 1 < kRows ? r + 1 : r;
+      const auto sums = sums_of_lanes(sum[r][0], sum[r][1], sum[other][0], sum[other][1]);
+      const hn::Half<Quad> pair;
+      hn::StoreU(hn::LowerHalf(pair, sums), pair, scores + r * kBlockKeys);
+      hn::StoreU(hn::UpperHalf(pair, sums), pair, scores + other * kBlockKeys);
+    }
+  } else {
+    PAGEDKV_UNROLL
+    for (std::size_t r = 0; r < kRows; ++r) {
+      PAGEDKV_UNROLL
+      for (std::size_t i = 0; i < kKeys; i += 4) {
+        const auto sums = sums_of_lanes(sum[r][i], sum[r][i + 1], sum[r][i + 2], sum[r][i + 3]);
+        hn::StoreU(sums, Quad(), scores + r * kBlockKeys + i);
+      }
+    }
+  }
+}
+#else
+template <std::size_t kRows, std::size_t kKeys>
+void store_scores(const VecF32 (&sum)[kRows][kKeys], float* scores) {
+  for (std::size_t r = 0; r < kRows; ++r) {
+    for (std::size_t i = 0; i < kKeys; ++i) hn::StoreU(sum[r][i], F32(), scores + r * kBlockKeys + i);
+  }
+}
+#endif
+
+// Keys whose products with that many rows go side by side: chains enough to hide the latency of FMA, accumulators that
+// fit in registers.
+template <std::size_t kRows>
+constexpr std::size_t keys_side_by_side() {
+  if (kRows <= (kManyRegisters ? 2 : 1)) return 8;
+  return kRows <= (kManyRegisters ? 6 : 3) ? 4 : 2;
+}
+
+// scores[r][key] = q[r] . k[key] for kKeys keys, each a chain of FMA a lane. q [vectors of head_dim][q_stride]: in each
+// vector the rows side by side.
+template <class Codec, std::size_t kRows, std::size_t kKeys>
+HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const float* HWY_RESTRICT q,
+                           std::size_t q_stride, float* HWY_RESTRICT scores, Prefetcher& prefetcher) {
+  const F32 d;
+  VecF32 sum[kRows][kKeys];
+  PAGEDKV_UNROLL
+  for (std::size_t r = 0; r < kRows; ++r) {
+    PAGEDKV_UNROLL
+    for (std::size_t i = 0; i < kKeys; ++i) sum[r][i] = hn::Zero(d);
+  }
+  const auto add = [&](auto load) HWY_ATTR {
+    VecF32 k[kKeys];
+    PAGEDKV_UNROLL
+    for (std::size_t i = 0; i < kKeys; ++i) k[i] = load(rows[i]);
+    PAGEDKV_UNROLL
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const VecF32 elements = hn::LoadU(d, q + r * kLanes);
+      PAGEDKV_UNROLL
+      for (std::size_t i = 0; i < kKeys; ++i) sum[r][i] = hn::MulAdd(elements, k[i], sum[r][i]);
+    }
+    q += q_stride;
+  };
+  std::size_t dim = 0;
+  for (; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
+    prefetcher.step();
+    add([dim](const std::byte* row) HWY_ATTR { return load_part<Codec, 0>(row, dim); });
+    add([dim](const std::byte* row) HWY_ATTR { return load_part<Codec, 1>(row, dim); });
+  }
+  for (; dim < dims; dim += kLanes) {
+    const std::size_t count = std::min(kLanes, dims - dim);
+    add([dim, count](const std::byte* row) HWY_ATTR { return load_rest<Codec>(row, dim, count); });
+  }
+  store_scores(sum, scores);
+}
+
+// Calls `body(first, count)` for the rows, as many at a time as registers hold, `count` a compile-time constant.
+template <class Body>
+HWY_INLINE void for_few_rows(std::size_t rows, Body body) {
+  const std::size_t passes = (rows + kMaxFewTile - 1) / kMaxFewTile;
+  for (std::size_t row = 0; row < rows;) {
+    const std::size_t height = (rows + passes - 1) / passes;
+    with_rows<kMaxFewTile>(std::min(height, rows - row), [&](auto count) HWY_ATTR { body(row, count); });
+    row += height;
+  }
+}
+
+constexpr std::size_t kFewStepKeys = 2;  // of V, a step of the prefetcher
+
+/// About how many steps of the prefetcher a block takes with a few rows.
+inline std::size_t steps_of_few(std::size_t keys, std::size_t head_dim, std::size_t v_head_dim, std::size_t rows) {
+  std::size_t steps = 0;
+  for_few_rows(rows, [&](std::size_t, auto count) {
+    constexpr std::size_t kKeys = keys_side_by_side<count()>(), kDims = tile_vectors<count()>() * kLanes;
+    steps += (keys + kKeys - 1) / kKeys * (head_dim / (2 * kLanes)) +
+             (v_head_dim + kDims - 1) / kDims * (keys / kFewStepKeys);
+  });
+  return steps;
+}
+
+/// Scores of a few query rows, q [vectors of head_dim][q_stride] in parts, against the block's keys.
+template <class Codec>
+void score_few(const Block& block, std::size_t dims, const float* q, std::size_t q_stride, std::size_t rows,
+               float* scores, Prefetcher& prefetcher) noexcept {
+  for_few_rows(rows, [&](std::size_t row, auto count) HWY_ATTR {
+    constexpr std::size_t kKeys = keys_side_by_side<count()>();
+    for (std::size_t key = static_cast<std::size_t>(block.first) / kKeys * kKeys;
+         key < static_cast<std::size_t>(block.last); key += kKeys) {
+      score_keys<Codec, count(), kKeys>(block.k + key, dims, q + row * kLanes, q_stride,
+                                        scores + row * kBlockKeys + key, prefetcher);
     }
   });
 }
 
-/// out = out * decay + weights * V for a few rows that see the same keys: what pack_values and value_rows compute.
-/// `dims` is a multiple of kLanes.
+/// out [rows][out_stride] in parts = out * decay + weights * V, for a few rows that see the same keys.
 template <class Codec>
 void weigh_few(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
                std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept {
-  using Stored = typename Codec::Stored;
-  with_rows<kFewRows>(rows, [&](auto count) HWY_ATTR {
+  for_few_rows(rows, [&](std::size_t row, auto count) HWY_ATTR {
     constexpr std::size_t kVectors = tile_vectors<count()>();
-    const auto load_from = [&block](std::size_t dim) HWY_ATTR {
-      return [v_rows = block.v, dim](std::size_t key, std::size_t v)
-                 HWY_ATTR { return Codec::load(reinterpret_cast<const Stored*>(v_rows[key]) + dim + v * kLanes); };
+    const auto add = [&](auto vectors, std::size_t dim, auto load) HWY_ATTR {
+      value_tile<count(), vectors(), kFewStepKeys>(weights + row * kBlockKeys, keys, load, decay + row,
+                                                   out + row * out_stride + dim, out_stride, prefetcher);
+    };
+    const auto load_parts = [&block](std::size_t dim) HWY_ATTR {
+      return [v_rows = block.v, dim](std::size_t key, std::size_t v) HWY_ATTR {
+        const std::size_t at = dim + v / 2 * 2 * kLanes;
+        return v % 2 == 0 ? load_part<Codec, 0>(v_rows[key], at) : load_part<Codec, 1>(v_rows[key], at);
+      };
     };
     std::size_t dim = 0;
     for (; dim + kVectors * kLanes <= dims; dim += kVectors * kLanes) {
-      value_tile<count(), kVectors>(weights, keys, load_from(dim), decay, out + dim, out_stride, prefetcher);
+      add(std::integral_constant<std::size_t, kVectors>(), dim, load_parts(dim));
+    }
+    for (; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
+      add(std::integral_constant<std::size_t, 2>(), dim, load_parts(dim));
     }
     for (; dim < dims; dim += kLanes) {
-      value_tile<count(), 1>(weights, keys, load_from(dim), decay, out + dim, out_stride, prefetcher);
+      const std::size_t rest = std::min(kLanes, dims - dim);
+      add(std::integral_constant<std::size_t, 1>(), dim,
+          [v_rows = block.v, dim, rest](std::size_t key, std::size_t)
+              HWY_ATTR { return load_rest<Codec>(v_rows[key], dim, rest); });
     }
   });
 }
@@ -271,8 +399,11 @@ struct StoredRows {
                     Prefetcher& prefetcher) noexcept;
   void (*pack_values)(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
                       Prefetcher& prefetcher) noexcept;
-  void (*score_few)(const Block& block, std::size_t dims, const float* q, std::size_t rows, float* scores,
-                    Prefetcher& prefetcher) noexcept;
+  void (*spread_query)(float* row, std::size_t dims, float* q, std::size_t stride) noexcept;
+  void (*to_parts)(float* row, std::size_t dims) noexcept;
+  void (*from_parts)(float* row, std::size_t dims) noexcept;
+  void (*score_few)(const Block& block, std::size_t dims, const float* q, std::size_t q_stride, std::size_t rows,
+                    float* scores, Prefetcher& prefetcher) noexcept;
   void (*weigh_few)(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
                     std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept;
   std::uint64_t (*find_exceptions)(const Block& block, std::size_t dims) noexcept;
@@ -280,7 +411,8 @@ struct StoredRows {
 
 template <class Codec>
 StoredRows stored_rows() noexcept {
-  return {&pack_keys<Codec>, &pack_values<Codec>, &score_few<Codec>, &weigh_few<Codec>, &find_exceptions<Codec>};
+  return {&pack_keys<Codec>,  &pack_values<Codec>, &spread_query<Codec>, &to_parts<Codec>,
+          &from_parts<Codec>, &score_few<Codec>,   &weigh_few<Codec>,    &find_exceptions<Codec>};
 }
 
 StoredRows find_stored_f32() noexcept;

@@ -39,8 +39,10 @@ constexpr std::size_t tile_vectors() {
   return kRows == 1 ? 8 : kRows <= 3 ? 4 : 2;
 }
 
-// Most rows whose products read rows as they are stored; more spill registers or convert too often.
-constexpr std::size_t kFewRows = kManyRegisters ? 8 : 4;
+// Most rows of a task whose products read rows as they are stored; more convert too often.
+constexpr std::size_t kFewRows = 8;
+// Most of them in one tile; more spill registers.
+constexpr std::size_t kMaxFewTile = kManyRegisters ? 8 : 4;
 
 // Elements across a tile of that many rows.
 HWY_INLINE std::size_t tile_panel(std::size_t rows) {
@@ -88,8 +90,8 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT q, std::size_t q_stride, co
 }
 
 // out[r][dim] = out[r][dim] * decay[r] + sum over keys of weights[r][key] * V[key][dim], kVectors vectors of dims.
-// `load(key, v)` gives vector v of V's row.
-template <std::size_t kRows, std::size_t kVectors, class Load>
+// `load(key, v)` gives vector v of V's row; the prefetcher makes a step every kKeys keys.
+template <std::size_t kRows, std::size_t kVectors, std::size_t kKeys, class Load>
 HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, Load load, const float* HWY_RESTRICT decay,
                            float* HWY_RESTRICT out, std::size_t out_stride, Prefetcher& prefetcher) {
   const F32 d;
@@ -111,10 +113,10 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, Load lo
     }
   };
   std::size_t key = static_cast<std::size_t>(keys.first);
-  for (; key + kStepLength <= static_cast<std::size_t>(keys.last); key += kStepLength) {
+  for (; key + kKeys <= static_cast<std::size_t>(keys.last); key += kKeys) {
     prefetcher.step();
     PAGEDKV_UNROLL
-    for (std::size_t i = 0; i < kStepLength; ++i) add(key + i);
+    for (std::size_t i = 0; i < kKeys; ++i) add(key + i);
   }
   for (; key < static_cast<std::size_t>(keys.last); ++key) add(key);
   PAGEDKV_UNROLL
@@ -156,10 +158,11 @@ HWY_NOINLINE void value_rows(const float* weights, Span keys, const float* slab,
   constexpr std::size_t kPanel = kVectors * kLanes;
   std::size_t dim = 0;
   for (; dim + kPanel <= dims; dim += kPanel) {
-    value_tile<kRows, kVectors>(weights, keys, load_from(slab + dim), decay, out + dim, out_stride, prefetcher);
+    value_tile<kRows, kVectors, kStepLength>(weights, keys, load_from(slab + dim), decay, out + dim, out_stride,
+                                             prefetcher);
   }
   for (; dim < dims; dim += kLanes) {
-    value_tile<kRows, 1>(weights, keys, load_from(slab + dim), decay, out + dim, out_stride, prefetcher);
+    value_tile<kRows, 1, kStepLength>(weights, keys, load_from(slab + dim), decay, out + dim, out_stride, prefetcher);
   }
 }
 

@@ -541,9 +541,9 @@ class DecodeTask {
   bool sets_exceptions_aside_ = false;
   int num_exceptions_ = 0;
   Exception exceptions_[std::size_t{kStep}];
-  int next_part_ = 0;   // of the next step's scores
-  RowsAhead ahead_[2];  // the window after the one that is being prefetched
-  StreamPrefetcher prefetch_;
+  int next_part_ = 0;             // of the next step's scores
+  RowsAhead ahead_[2];            // the window after the one that is being prefetched
+  StreamPrefetcher<4> prefetch_;  // more are slower here: the tile loads make streams of their own
 };
 
 template <int kTiles>
