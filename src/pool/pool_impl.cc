@@ -18,6 +18,8 @@ constexpr std::uint64_t kMaxPages = std::numeric_limits<std::int32_t>::max();
 // Memory that one hold of the lock gives back: some 150 us of system calls.
 constexpr std::uint64_t kTrimChunkBytes = std::uint64_t{64} << 20;
 
+constexpr Error kTooFewPages{Errc::kOutOfPages, "fewer pages are unreferenced than were asked for"};
+
 }  // namespace
 
 Result<std::shared_ptr<PagePool::Impl>> PagePool::Impl::create(const PagePoolOptions& options,
@@ -74,13 +76,20 @@ Result<std::shared_ptr<PagePool::Impl>> PagePool::Impl::create(const PagePoolOpt
 
 // Allocation ----------------------------------------------------------------------------------------------------------
 
+Result<void> PagePool::Impl::refuse_impossible(std::uint64_t count) noexcept {
+  if (count <= reserved_pages_) return {};
+  const std::scoped_lock guard(lock_);
+  ++failed_allocations_;
+  return kTooFewPages;
+}
+
 Result<void> PagePool::Impl::allocate(std::span<PageId> ids) noexcept {
   const std::uint64_t count = ids.size();
   const std::scoped_lock guard(lock_);
   const std::uint64_t num_free = free_pages_locked();
   if (count > num_free + evictable_pages_) [[unlikely]] {
     ++failed_allocations_;
-    return Error{Errc::kOutOfPages, "fewer pages are unreferenced than were asked for"};
+    return kTooFewPages;
   }
   const std::uint64_t num_victims = count > num_free ? count - num_free : 0;
   if (count > num_listed_ + num_victims) [[unlikely]] {

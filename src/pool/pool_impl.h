@@ -50,6 +50,8 @@ struct PAGEDKV_LOCAL PagePool::Impl {
   static Result<std::shared_ptr<Impl>> create(const PagePoolOptions& options, memory::OsMemory& os) noexcept;
 
   Result<void> allocate(std::span<PageId> ids) noexcept;
+  /// Refuses, as `allocate` would, more pages than the pool can ever have: asked before there is room for their ids.
+  Result<void> refuse_impossible(std::uint64_t count) noexcept;
   Result<void> retain(std::span<const PageId> ids) noexcept;
   Result<void> release(std::span<const PageId> ids) noexcept;
   Result<std::uint64_t> trim() noexcept;

@@ -168,6 +168,11 @@ Result<void> reserve(SequenceStore::Impl& store, std::span<const ReserveItem> it
     num_pages += pages_for(store, *items[i].control, items[i].num_new_tokens);
   }
 
+  // Before there is room for the ids: those of 2^31 tokens would be gigabytes, whatever the pool holds.
+  if (Result<void> refused = store.pool->refuse_impossible(num_pages); !refused) {
+    unclaim(items);
+    return refused;
+  }
   PageIds fresh;
   try {
     for (const ReserveItem& item : items) make_room(store, item);

@@ -181,8 +181,8 @@ class Machine : Arguments {
     pagedkv_dense_options options{};
     options.batch_size = count32(3), options.num_layers = count32(3), options.num_heads = count32(3);
     options.head_dim = count32(9), options.max_seq_len = count32(30);
-    // Page tables of gigabytes are had if asked for: no fault, but more than a case may take.
-    constexpr std::uint64_t kMaxEntries = 1 << 26;
+    // Page tables of gigabytes are had if asked for: no fault, but more than the six of a case may take.
+    constexpr std::uint64_t kMaxEntries = 1 << 23;
     if (std::uint64_t{options.batch_size} * options.num_layers >
         kMaxEntries / (options.max_seq_len + std::uint64_t{1})) {
       options.batch_size = std::min(options.batch_size, 3U), options.num_layers = std::min(options.num_layers, 3U);

@@ -264,6 +264,21 @@ TEST(Reserve, FailsCleanlyAtEveryAllocation) {
   EXPECT_EQ(failures, 3) << "page table, ids, scratch";
 }
 
+TEST(Reserve, MorePagesThanThePoolCanHaveAreRefusedWithoutRoomForThem) {
+  Fixture f(10, 1);
+  Sequence a = f.open(3), b = f.open(2);
+  const std::vector<ReserveItem> items = {{b.control(), 1}, {a.control(), (1U << 31) - 4}};
+  {
+    const testing::FailingNew counting(-1);
+    EXPECT_EQ(sequence::reserve(*f.store.impl(), items).error(), Errc::kOutOfPages);
+    EXPECT_EQ(counting.count(), 0) << "page tables of 8 GiB";
+  }
+  EXPECT_EQ(f.pool.stats().failed_allocations, 1U);
+  EXPECT_EQ(f.pool.stats().used_pages, 5U);
+  EXPECT_TRUE(b.append(1)) << "not busy";
+  EXPECT_TRUE(a.append(4));
+}
+
 TEST(Reserve, OpenAndForkFailCleanlyAtEveryAllocation) {
   Fixture f(100);
   Sequence a = f.open(300);
