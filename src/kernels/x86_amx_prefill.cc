@@ -29,7 +29,7 @@ class PrefillTask {
         d_tiles_(2 * round_tiles(params.v_head_dim, 32)),
         terms_(query_terms(params.q_dtype)),
         scale_(params.sm_scale * kLog2E),
-        ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles / kAheadSteps),
+        ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles),
         is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
         hides_raw_(params.logits_soft_cap == 0 && scale_ > 1e-20f),
@@ -53,7 +53,11 @@ class PrefillTask {
   void run_columns(std::int64_t first, int count) noexcept {
     num_blocks_ = ceil_to(count, kBlockColumns) / kBlockColumns;
     std::int64_t begin = task_.kv_end, end = task_.kv_begin;
+    const std::int64_t q_bytes = std::int64_t{params_.head_dim} * static_cast<int>(size_of(params_.q_dtype));
+    const std::int64_t out_bytes = std::int64_t{params_.v_head_dim} * static_cast<int>(size_of(params_.out_dtype));
+    touch_rows<false>(params_.q, q_bytes, first);
     for (int b = 0; b < num_blocks_; ++b) {
+      touch_rows<false>(params_.q, q_bytes, first + (b + 1) * kBlockColumns);
       open_block(b, first + b * kBlockColumns, std::min(kBlockColumns, count - b * kBlockColumns));
       begin = std::min<std::int64_t>(begin, scratch_.blocks[b].min_first);
       end = std::max<std::int64_t>(end, scratch_.blocks[b].max_end);
@@ -68,7 +72,10 @@ class PrefillTask {
         attend_chunk(b);
       }
     }
-    for (int b = 0; b < num_blocks_; ++b) close_block(b);
+    for (int b = 0; b < num_blocks_; ++b) {
+      if (task_.partial_out == nullptr) touch_rows<true>(params_.out, out_bytes, first + (b + 1) * kBlockColumns);
+      close_block(b);
+    }
   }
 
   /// (query row of the task, head of the group) of a column.
@@ -256,12 +263,37 @@ class PrefillTask {
     }
   }
 
-  /// A share of the next chunk's rows, to be prefetched while column block `index` is computed.
+  /// A share of the rows of the next chunk, or of the next task's first, to be prefetched while column block `index` is
+  /// computed.
   void plan_prefetch(int index, std::int64_t begin, std::int64_t end) noexcept {
-    const std::int64_t share = kChunk / num_blocks_, next = chunk_ + (is_backward_ ? -kChunk : kChunk) + index * share;
-    const std::int64_t first = std::max(begin, next), last = std::min(end, next + share);
+    const std::int64_t share = kChunk / num_blocks_;
+    const auto plan = [&](const KvRows& rows, std::int64_t chunk, std::int64_t from, std::int64_t to) {
+      const std::int64_t first = std::max(from, chunk + index * share),
+                         last = std::min(to, chunk + (index + 1) * share);
+      if (first < last) ahead_.add(rows, first, last - first);
+    };
     ahead_.clear();
-    if (first < last) ahead_.add(rows_, first, last - first);
+    const std::int64_t next = chunk_ + (is_backward_ ? -kChunk : kChunk);
+    if (next + kChunk > begin && next < end) {
+      plan(rows_, next, begin, end);
+    } else if (const AttendTask* task = task_.next; task != nullptr && !is_backward_) {
+      plan(KvRows(params_, *task), visible_keys(params_, *task, 0).first / kChunk * kChunk, task->kv_begin,
+           task->kv_end);
+    }
+    ahead_.touch();
+  }
+
+  /// Asks for the first line of each row of the columns [first, first + 64), `row_bytes` apart, so that their page
+  /// walks overlap.
+  template <bool kToWrite>
+  void touch_rows(const void* rows, std::int64_t row_bytes, std::int64_t first) const noexcept {
+    const auto group = static_cast<std::int64_t>(params_.group);
+    const std::int64_t end = std::min<std::int64_t>((first + kBlockColumns - 1) / group + 1, task_.num_rows);
+    for (std::int64_t row = first / group; row < end; ++row) {
+      __builtin_prefetch(
+          static_cast<const std::byte*>(rows) + row_offset(params_, task_, static_cast<int>(row), 0, 1) * row_bytes,
+          kToWrite, kToWrite ? 3 : 2);
+    }
   }
 
   /// Token tiles of the chunk that some column of the block sees, from an even one on.

@@ -14,7 +14,6 @@ inline constexpr int kColumnTiles = 4;                          ///< Tiles of 16
 inline constexpr int kBlockColumns = kColumnTiles * 16;         ///< (query row, head) pairs that advance together.
 inline constexpr int kSlotFloats = kColumnTiles * kTileFloats;  ///< Scores of one token tile: [4][16 tokens][16].
 inline constexpr int kWeightBytes = kColumnTiles * kTileBytes;  ///< Weights of 32 tokens: [4][16 pairs][16][2].
-inline constexpr int kAheadSteps = 4;                           ///< Memory holds a line buffer for long: one at a time.
 inline constexpr int kUnits = kColumnTiles * 8;                 ///< Softmax units of a slot: 2 tokens x 16 columns.
 
 /// Softmax of a column block. The maximum is fixed before a block of tokens; an overflowing sum tells that it was low.
@@ -102,7 +101,7 @@ struct ScorePass {
   const float* done_scores;  ///< Slot that the softmax reads.
   const Bend* bend;          ///< Of the scores in that slot, or null if they need none any more.
   std::byte* weights;
-  const std::byte* ahead;  ///< Lines of the next chunk to prefetch into L2: one every kAheadSteps products.
+  const std::byte* ahead;  ///< Lines of the next chunk to prefetch into L2: one a product.
 };
 
 /// Tile product number kStep of a pass over kTiles K tiles, and its share of the softmax units [kFirst, kLast).
@@ -127,9 +126,8 @@ PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) 
   for (int line = 0; line < 4; ++line) {  // 7-11 % against loading cold tiles; all at once loses more than it gains
     _mm_prefetch(reinterpret_cast<const char*>(pass.k_next) + (kStep * 4 + line) * 64, _MM_HINT_T0);
   }
-  if constexpr (kStep % kAheadSteps == 0) {  // unconditional: a branch here costs 5 % of the rate
-    _mm_prefetch(reinterpret_cast<const char*>(pass.ahead) + kStep / kAheadSteps * 64, _MM_HINT_T1);
-  }
+  // Unconditional: a branch here costs 5 % of the rate.
+  _mm_prefetch(reinterpret_cast<const char*>(pass.ahead) + kStep * 64, _MM_HINT_T1);
   softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps, kBent>(
       state, pass.done_scores, pass.weights, pass.bend);
   if constexpr (kStep + 1 < kSteps) {
