@@ -46,6 +46,7 @@ struct Options {
 struct Samples {
   std::vector<double> kernel_s, read_s, peak_gflop_per_s, plan_s;
   std::vector<double> fraction_of_bandwidth, fraction_of_peak;  ///< Of neighbours in time.
+  std::vector<double> unshared_s, gain_of_sharing;              ///< With --cascade; the gain is of neighbours in time.
 };
 
 /// "65536,512x31" -> one 65536 and 31 times 512.
@@ -100,6 +101,7 @@ WorkloadShape make_shape(const Options& options, const HeadConstants& constants)
   const std::int64_t shortest = *std::min_element(shape.contexts.begin(), shape.contexts.end());
   if (shape.query_len > shortest) throw BadInput("--query-len exceeds the context");
   if (shape.shared_prefix > shortest - shape.query_len) throw BadInput("--shared-prefix reaches into the new tokens");
+  if (options.config.cascade && shape.shared_prefix == 0) throw BadInput("--cascade needs --shared-prefix");
   if (shape.values_in_keys && options.config.v_head_dim > options.config.head_dim) {
     throw BadInput("--values-in-keys needs --v-head-dim of at most --head-dim");
   }
@@ -116,6 +118,31 @@ void check_config(const AttentionConfig& config) {
   value_or_bad_input(AttentionPlan::workspace_bytes(config, one_token), "the shape");
 }
 
+/// The same batch with pages of its own for every sequence: what --cascade is compared with.
+class Unshared {
+ public:
+  explicit Unshared(WorkloadShape shape) : workload_(without_sharing(shape)) {
+    for (std::size_t copy = 0; copy < workload_.num_copies(); ++copy) {
+      plans_.push_back(value_or_bad_input(AttentionPlan::create(shape.config, workload_.batch(copy)), "planning"));
+    }
+  }
+  void run(std::size_t round) {
+    value_or_bad_input(
+        plans_[round % plans_.size()].run(workload_.view(), workload_.q(), workload_.out(), workload_.lse()),
+        "attending");
+  }
+
+ private:
+  static const WorkloadShape& without_sharing(WorkloadShape& shape) {
+    shape.config.cascade = false;
+    shape.shared_prefix = 0;
+    return shape;
+  }
+
+  Workload workload_;
+  std::vector<AttentionPlan> plans_;  ///< [copy].
+};
+
 class AttentionBench {
  public:
   AttentionBench(const Options& options, const WorkloadShape& shape)
@@ -125,6 +152,7 @@ class AttentionBench {
         prefill_(options.phase == Phase::kPrefill),
         workload_(shape) {
     for (std::size_t copy = 0; copy < workload_.num_copies(); ++copy) plans_.push_back(make_plan(copy));
+    if (shape.config.cascade) unshared_ = std::make_unique<Unshared>(shape);
     bytes_ = plans_[0].kv_bytes(workload_.view());
     unit_ = peak_unit_of(plans_[0].target(), shape.config.kv_dtype);
   }
@@ -153,7 +181,12 @@ class AttentionBench {
         const double peak_s = seconds_of([&] { flops = run_peak(unit_, threads_); });
         peak = flops / peak_s * 1e-9;
       }
+      const double unshared_s = unshared_ != nullptr ? seconds_of([&] { unshared_->run(round); }) : 0;
       if (round < kWarmUpRounds) continue;
+      if (unshared_ != nullptr) {
+        samples.unshared_s.push_back(unshared_s);
+        samples.gain_of_sharing.push_back(unshared_s / kernel_s);
+      }
       samples.kernel_s.push_back(kernel_s);
       samples.read_s.push_back(read_s);
       samples.fraction_of_bandwidth.push_back(read_s / kernel_s);
@@ -192,7 +225,8 @@ class AttentionBench {
   int threads_;
   bool prefill_;
   Workload workload_;
-  std::vector<AttentionPlan> plans_;  ///< [copy].
+  std::vector<AttentionPlan> plans_;    ///< [copy].
+  std::unique_ptr<Unshared> unshared_;  ///< With --cascade.
   std::uint64_t bytes_ = 0;
   PeakUnit unit_ = PeakUnit::kMulAdd128;
   std::uint64_t checksum_ = 0;
@@ -233,6 +267,11 @@ Json to_json(const Options& options, const WorkloadShape& shape, const Attention
                {"relative_error", error.relative},
                {"relative_error_allowed", error.allowed},
                {"rows_checked", error.rows}};
+  if (config.cascade) {
+    json["shared_prefix"] = shape.shared_prefix;
+    json["ms_without_sharing"] = median(samples.unshared_s) * 1e3;
+    json["gain_of_sharing"] = median(samples.gain_of_sharing);
+  }
   if (options.phase == Phase::kPrefill) {
     json["peak_unit"] = to_string(bench.unit());
     json["peak_gflop_per_s"] = median(samples.peak_gflop_per_s);
@@ -257,6 +296,10 @@ void print_text(const Json& json) {
       "bandwidth   {:.2f} GB/s of K and V, {:.1f} % of a contiguous read ({:.2f} GB/s, p10 {:.2f}, p90 {:.2f})\n",
       number("gb_per_s"), 100 * number("fraction_of_bandwidth"), number("read_bandwidth_gb_per_s"),
       number("read_bandwidth_gb_per_s_p10"), number("read_bandwidth_gb_per_s_p90"));
+  if (json.contains("gain_of_sharing")) {
+    fmt::print("cascade     {} of the tokens shared: {:.2f} times as fast as with pages of their own ({:.4f} ms)\n",
+               json["shared_prefix"].get<long>(), number("gain_of_sharing"), number("ms_without_sharing"));
+  }
   fmt::print("arithmetic  {:.1f} GFLOP/s", number("gflop_per_s"));
   if (json.contains("peak_unit")) {
     fmt::print(", {:.1f} % of the peak of {} ({:.0f} GFLOP/s)", 100 * number("fraction_of_peak"), text("peak_unit"),
@@ -307,6 +350,8 @@ void add_shape_options(CLI::App& app, Options& o) {
       ->check(CLI::Range(1, 1 << 30));
   app.add_option("--shared-prefix", o.shared_prefix, "Leading tokens whose pages all sequences share")
       ->check(CLI::Range(0, 1 << 30));
+  app.add_flag("--cascade", o.config.cascade,
+               "Read the shared prefix once for all; also times the batch with pages of their own");
   app.add_option("--dtype", o.config.kv_dtype, "Format of the pages (default: bf16)")
       ->transform(CLI::CheckedTransformer(dtypes).description("f32|f16|bf16"));
   app.add_option("--q-dtype", o.q_dtype, "Format of queries and outputs (default: as --dtype)")
