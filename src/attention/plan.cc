@@ -94,7 +94,11 @@ struct Planned {
 class AttentionRun {
  public:
   AttentionRun(const Planned& plan, const kernels::AttendParams& params) noexcept
-      : plan_(plan), params_(params), unwindowed_(params), num_tasks_(plan.num_tasks()) {
+      : plan_(plan),
+        params_(params),
+        unwindowed_(params),
+        write_row_(kernels::find_write_row(cpu::target_of(*plan.target))),
+        num_tasks_(plan.num_tasks()) {
     unwindowed_.window_left = -1;
     const std::size_t heads = params.num_kv_heads;
     for (std::size_t m = 0; m < plan.schedule.merges.size(); ++m) {
@@ -182,7 +186,7 @@ class AttentionRun {
     work.kernel->attend(params_, window, scratch);
     kernels::merge_rows(sink_out, sink_lse, window_out, window_lse, count, dim);
     if (task.partial_out == nullptr) {
-      return kernels::store_rows(params_, task.kv_head, task.first_row, task.num_rows, sink_out, sink_lse);
+      return kernels::store_rows(params_, write_row_, task.kv_head, task.first_row, task.num_rows, sink_out, sink_lse);
     }
     std::copy_n(sink_out, count * dim, task.partial_out);
     std::copy_n(sink_lse, count, task.partial_lse);
@@ -211,12 +215,13 @@ class AttentionRun {
     for (std::int32_t part = 1; part < merge.own.first_part + merge.own.num_parts; ++part) {
       kernels::merge_rows(out, lse, plan_.partial_out + state(part) * dim, plan_.partial_lse + state(part), count, dim);
     }
-    kernels::store_rows(params_, static_cast<std::uint32_t>(head), first_row, num_rows, out, lse);
+    kernels::store_rows(params_, write_row_, static_cast<std::uint32_t>(head), first_row, num_rows, out, lse);
   }
 
   const Planned& plan_;
   const kernels::AttendParams& params_;
   kernels::AttendParams unwindowed_;  // for keys that the window does not hide
+  const kernels::WriteRowFn write_row_;
   const std::size_t num_tasks_;
   alignas(kAlignment) std::atomic<std::size_t> next_{0};
   alignas(kAlignment) std::atomic<std::size_t> done_{0};

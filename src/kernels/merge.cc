@@ -5,8 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "format/convert.h"
-
 namespace pagedkv::kernels {
 
 void merge_row(float* out_a, float* lse_a, const float* out_b, float lse_b, std::size_t dim) noexcept {
@@ -29,20 +27,14 @@ void merge_rows(float* out_a, float* lse_a, const float* out_b, const float* lse
   for (std::size_t i = 0; i < count; ++i) merge_row(out_a + i * dim, lse_a + i, out_b + i * dim, lse_b[i], dim);
 }
 
-void store_rows(const AttendParams& params, std::uint32_t kv_head, std::int64_t first_row, std::int32_t num_rows,
-                const float* out, const float* lse) noexcept {
-  const std::size_t count = std::size_t{params.group} * params.v_head_dim;
+void store_rows(const AttendParams& params, WriteRowFn write_row, std::uint32_t kv_head, std::int64_t first_row,
+                std::int32_t num_rows, const float* out, const float* lse) noexcept {
+  const std::size_t count = std::size_t{params.group} * params.v_head_dim, element = size_of(params.out_dtype);
   for (std::int32_t row = 0; row < num_rows; ++row) {
     const std::size_t head =
         static_cast<std::size_t>(first_row + row) * params.num_q_heads + std::size_t{kv_head} * params.group;
-    const std::size_t to = head * params.v_head_dim, from = static_cast<std::size_t>(row) * count;
-    if (params.out_dtype == DType::f32) {
-      std::copy_n(out + from, count, static_cast<float*>(params.out) + to);
-    } else {
-      for (std::size_t i = 0; i < count; ++i) {
-        format::store_element(params.out, to + i, params.out_dtype, out[from + i]);
-      }
-    }
+    write_row(static_cast<std::byte*>(params.out) + head * params.v_head_dim * element, params.out_dtype,
+              out + static_cast<std::size_t>(row) * count, DType::f32, count, false);
     if (params.lse == nullptr) continue;
     std::copy_n(lse + static_cast<std::size_t>(row) * params.group, params.group, params.lse + head);
   }

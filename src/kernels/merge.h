@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/attend.h"
+#include "kernels/write.h"
 
 namespace pagedkv::kernels {
 
@@ -19,7 +20,7 @@ void merge_rows(float* out_a, float* lse_a, const float* out_b, const float* lse
 
 /// Writes states of one kv head, out [num_rows][group][v_head_dim] and lse [num_rows][group], to the rows of params.out
 /// and params.lse.
-void store_rows(const AttendParams& params, std::uint32_t kv_head, std::int64_t first_row, std::int32_t num_rows,
-                const float* out, const float* lse) noexcept;
+void store_rows(const AttendParams& params, WriteRowFn write_row, std::uint32_t kv_head, std::int64_t first_row,
+                std::int32_t num_rows, const float* out, const float* lse) noexcept;
 
 }  // namespace pagedkv::kernels

@@ -1,9 +1,10 @@
 // Prefill over bf16 pages with AMX: many query columns against every key, limited by the matrix and vector units.
 //
 // A column is a (query row, head) of the group, rows outermost, so that any group fills the tiles; 64 columns advance
-// together. Per chunk of 512 tokens K is copied into tiles and V into transposed tiles, which absorbs page sizes,
-// strides and odd dimensions; then every column block goes over the chunk in blocks of 256 tokens: scores S = K q^T
-// with the softmax of the tile before interleaved, then sums += V^T P. Accumulators f32, weights bf16.
+// together. Per chunk of 512 tokens V is copied into transposed tiles, and K into tiles unless 16 rows of a page can be
+// tiles in place, which absorbs page sizes, strides and odd dimensions; then every column block goes over the chunk in
+// blocks of 256 tokens: scores S = K q^T with the softmax of the tile before interleaved, then sums += V^T P.
+// Accumulators f32, weights bf16.
 //
 // The maximum of a column is that of its first tile with a visible key; if its sum overflows 2^60 the block is done
 // again with the true maximum, column by column, so that a row's arithmetic never depends on the others. Reads each K
@@ -30,6 +31,7 @@ class PrefillTask {
         terms_(query_terms(params.q_dtype)),
         scale_(params.sm_scale * kLog2E),
         ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles),
+        has_whole_key_tiles_(rows_.k_bytes % kTileRowBytes == 0 && rows_.k_stride == rows_.k_bytes),
         is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
         hides_raw_(params.logits_soft_cap == 0 && scale_ > 1e-20f),
@@ -55,9 +57,9 @@ class PrefillTask {
     std::int64_t begin = task_.kv_end, end = task_.kv_begin;
     const std::int64_t q_bytes = std::int64_t{params_.head_dim} * static_cast<int>(size_of(params_.q_dtype));
     const std::int64_t out_bytes = std::int64_t{params_.v_head_dim} * static_cast<int>(size_of(params_.out_dtype));
-    touch_rows<false>(params_.q, q_bytes, first);
+    touch_rows<false>(params_, task_, params_.q, q_bytes, first, kBlockColumns);
     for (int b = 0; b < num_blocks_; ++b) {
-      touch_rows<false>(params_.q, q_bytes, first + (b + 1) * kBlockColumns);
+      touch_rows<false>(params_, task_, params_.q, q_bytes, first + (b + 1) * kBlockColumns, kBlockColumns);
       open_block(b, first + b * kBlockColumns, std::min(kBlockColumns, count - b * kBlockColumns));
       begin = std::min<std::int64_t>(begin, scratch_.blocks[b].min_first);
       end = std::max<std::int64_t>(end, scratch_.blocks[b].max_end);
@@ -73,7 +75,9 @@ class PrefillTask {
       }
     }
     for (int b = 0; b < num_blocks_; ++b) {
-      if (task_.partial_out == nullptr) touch_rows<true>(params_.out, out_bytes, first + (b + 1) * kBlockColumns);
+      if (task_.partial_out == nullptr) {
+        touch_rows<true>(params_, task_, params_.out, out_bytes, first + (b + 1) * kBlockColumns, kBlockColumns);
+      }
       close_block(b);
     }
   }
@@ -145,27 +149,6 @@ class PrefillTask {
     }
   }
 
-  /// Row pointers of 32 tokens; rows outside [begin, end) are the zero row.
-  struct GroupRows {
-    const std::byte* k[kGroupTokens];
-    const std::byte* v[kGroupTokens];
-  };
-  GroupRows group_rows(std::int64_t token, std::int64_t begin, std::int64_t end) const noexcept {
-    GroupRows group;
-    for (int i = 0; i < kGroupTokens;) {
-      if (token + i < begin || token + i >= end) {
-        group.k[i] = group.v[i] = scratch_.zero_row, ++i;
-        continue;
-      }
-      KvRows::Run run = rows_.at(token + i);
-      const std::int64_t count = std::min({run.rows, end - token - i, std::int64_t{kGroupTokens} - i});
-      for (std::int64_t r = 0; r < count; ++r, ++i, run.k += rows_.k_stride, run.v += rows_.v_stride) {
-        group.k[i] = run.k, group.v[i] = run.v;
-      }
-    }
-    return group;
-  }
-
   /// Tokens [begin, end) of the chunk into K tiles and transposed V tiles; zeros up to whole groups of 32.
   void pack_chunk(std::int64_t begin, std::int64_t end) noexcept {
     const std::int64_t first_group = begin / kGroupTokens * kGroupTokens;
@@ -175,26 +158,40 @@ class PrefillTask {
       ahead.clear();
       const std::int64_t next = token + 2 * kGroupTokens;
       if (next < end) ahead.add(rows_, next, std::min<std::int64_t>(kGroupTokens, end - next));
-      GroupRows group = group_rows(token, begin, end);
+      GroupRows group(rows_, token, begin, end, scratch_.zero_row);
       const int index = static_cast<int>((token - chunk_) / kGroupTokens);
-      pack_keys(group, index, ahead);
+      for (int half = 0; half < 2; ++half) {
+        if (find_keys(token + half * kTileRows, begin, end)) continue;
+        pack_keys(group.k + half * kTileRows, index * 2 + half, ahead);
+      }
       if (pack_values(group, index, ahead)) [[unlikely]]
         pack_exceptions(group, token, ahead);
     }
   }
 
-  void pack_keys(const GroupRows& group, int index, ChunkPrefetcher& ahead) noexcept {
+  /// True if the K rows of 16 tokens can stand in place: side by side in a page, all there, of whole tiles.
+  bool find_keys(std::int64_t token, std::int64_t begin, std::int64_t end) noexcept {
+    if (!has_whole_key_tiles_ || token < begin || token + kTileRows > end) return false;
+    const KvRows::Run run = rows_.at(token);
+    if (run.rows < kTileRows) return false;
+    keys_[(token - chunk_) / kTileRows] = {run.k, rows_.k_stride, kTileRowBytes};
+    return true;
+  }
+
+  /// 16 rows of K to tiles of 32 dims.
+  void pack_keys(const std::byte* const* rows, int tile, ChunkPrefetcher& ahead) noexcept {
     const std::int64_t bytes = rows_.k_bytes;
     const int lines = ahead.num_lines() / (2 * kGroupTokens);
-    for (int t = 0; t < kGroupTokens; ++t) {
-      const int tile = index * 2 + t / kTileRows;
-      std::byte* to = scratch_.k + std::int64_t{tile} * k_tiles_ * kTileBytes + t % kTileRows * kTileRowBytes;
-      for (int i = 0; i < k_tiles_; ++i, to += kTileBytes) {
+    std::byte* const tiles = scratch_.k + std::int64_t{tile} * k_tiles_ * kTileBytes;
+    for (int t = 0; t < kTileRows; ++t) {
+      for (int i = 0; i < k_tiles_; ++i) {
         const __mmask32 lanes = first_lanes32((bytes - i * 64) / 2);
-        _mm512_store_si512(to, _mm512_maskz_loadu_epi16(lanes, group.k[t] + i * 64));
+        _mm512_store_si512(tiles + i * kTileBytes + t * kTileRowBytes,
+                           _mm512_maskz_loadu_epi16(lanes, rows[t] + i * 64));
       }
       ahead.emit(lines);
     }
+    keys_[tile] = {tiles, kTileRowBytes, kTileBytes};
   }
 
   /// True if an infinity or a NaN is among the values.
@@ -205,7 +202,7 @@ class PrefillTask {
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     const std::int64_t dim = params_.v_head_dim;
     std::byte* to = scratch_.values + (std::int64_t{index} / 4 * d_tiles_ * 4 + index % 4) * kTileBytes;
-    const int lines = ahead.num_lines() / d_tiles_ / 16 + 1;
+    const int lines = ahead.num_lines() / d_tiles_ / (has_whole_key_tiles_ ? 8 : 16) + 1;
     __m512i largest = _mm512_setzero_si512();  // of the values without their sign, in the upper 15 bits
     for (int d = 0; d < d_tiles_; d += 2, to += 8 * kTileBytes) {
       const __mmask32 lanes = first_lanes32(dim - d * 16);
@@ -281,19 +278,6 @@ class PrefillTask {
            task->kv_end);
     }
     ahead_.touch();
-  }
-
-  /// Asks for the first line of each row of the columns [first, first + 64), `row_bytes` apart, so that their page
-  /// walks overlap.
-  template <bool kToWrite>
-  void touch_rows(const void* rows, std::int64_t row_bytes, std::int64_t first) const noexcept {
-    const auto group = static_cast<std::int64_t>(params_.group);
-    const std::int64_t end = std::min<std::int64_t>((first + kBlockColumns - 1) / group + 1, task_.num_rows);
-    for (std::int64_t row = first / group; row < end; ++row) {
-      __builtin_prefetch(
-          static_cast<const std::byte*>(rows) + row_offset(params_, task_, static_cast<int>(row), 0, 1) * row_bytes,
-          kToWrite, kToWrite ? 3 : 2);
-    }
   }
 
   /// Token tiles of the chunk that some column of the block sees, from an even one on.
@@ -381,10 +365,9 @@ class PrefillTask {
   /// Scores of a token tile; those of `next_tile` follow. The slot is filled in later.
   ScorePass score_of(int index, int tile, int next_tile) const noexcept {
     ScorePass pass{};
-    const std::int64_t tile_bytes = std::int64_t{k_tiles_} * kTileBytes;
-    pass.k = scratch_.k + tile * tile_bytes, pass.k_next = scratch_.k + next_tile % (kChunk / kTileRows) * tile_bytes;
+    pass.k = keys_[tile], pass.k_next = keys_[next_tile % kChunkTiles].at;
     pass.ahead = pass.k_next;  // nothing to prefetch: a line that is prefetched anyway
-    pass.queries = queries(index), pass.query_stride = terms_ * tile_bytes;
+    pass.queries = queries(index), pass.query_stride = std::int64_t{terms_} * k_tiles_ * kTileBytes;
     return pass;
   }
   float* slot(int which) const noexcept { return scratch_.scores + which * kSlotFloats; }
@@ -416,14 +399,14 @@ class PrefillTask {
       slot_ ^= 1;
       pass.scores = slot(slot_), pass.done_scores = done, pass.bend = is_finished ? nullptr : &bend_;
       pass.weights = scratch_.weights + (t - tile) / 2 * kWeightBytes + (t - tile) % 2 * (kTileBytes / 2);
-      if (pass.k != nullptr) {
+      if (pass.k.at != nullptr) {
         if (const std::byte* lines = ahead_.take(ahead_lines_); lines != nullptr) pass.ahead = lines;
         score_tile<true>(k_tiles_, terms_, state, pass);
       } else {
         softmax_slot(state, done, pass.weights, pass.bend);
       }
     }
-    slot_is_scored_ = next.k != nullptr;
+    slot_is_scored_ = next.k.at != nullptr;
   }
 
   /// Sets the maxima of columns that have none from their first tile with a visible key; 0 for this block if there is
@@ -572,13 +555,15 @@ class PrefillTask {
   const PrefillScratch scratch_;
   const int k_tiles_, d_tiles_, terms_;
   const float scale_;
-  const int ahead_lines_;  // a token tile
-  const bool is_plain_;    // neither soft cap nor ALiBi nor mask
-  const bool hides_raw_;   // a score of -inf is a logit of -inf
+  const int ahead_lines_;           // a token tile
+  const bool has_whole_key_tiles_;  // rows of K are whole tiles wide and lie side by side in a page
+  const bool is_plain_;             // neither soft cap nor ALiBi nor mask
+  const bool hides_raw_;            // a score of -inf is a logit of -inf
   /// From the last keys to the first: ALiBi then lowers logits on the way, and the maximum of the first tile holds.
   const bool is_backward_;
   std::int64_t chunk_ = 0;  // first token of the chunk at hand
   int num_blocks_ = 0;
+  KeyTile keys_[std::size_t{kChunkTiles}] = {};
   ChunkPrefetcher ahead_;  // of the next chunk
   Bend bend_;              // of the token tile at hand, unless all is plain
   /// A token of the chunk whose V is not finite, and that row.

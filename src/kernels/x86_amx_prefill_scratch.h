@@ -11,6 +11,7 @@ namespace pagedkv::kernels::amx {
 namespace {
 
 constexpr int kChunk = 512;  // tokens packed at a time: K and V 256 KiB at head_dim 128
+constexpr int kChunkTiles = kChunk / kTileRows;
 constexpr int kBlock = 256;  // tokens between scores and sums: weights 32 KiB, in L1
 constexpr int kBlockTiles = kBlock / kTileRows;
 constexpr int kGroupTokens = 32;                // depth of a V tile
@@ -42,6 +43,27 @@ struct alignas(64) ColumnBlock {
   std::int32_t first_row, first_head;  // of column 0
   int num_columns;
   bool has_sums;  // else the sums hold garbage and stand for zeros
+};
+
+/// Row pointers of 32 tokens from `token` on; those outside [begin, end) are the zero row.
+struct GroupRows {
+  const std::byte* k[kGroupTokens];
+  const std::byte* v[kGroupTokens];
+
+  GroupRows(const KvRows& rows, std::int64_t token, std::int64_t begin, std::int64_t end,
+            const std::byte* zero_row) noexcept {
+    for (int i = 0; i < kGroupTokens;) {
+      if (token + i < begin || token + i >= end) {
+        k[i] = v[i] = zero_row, ++i;
+        continue;
+      }
+      KvRows::Run run = rows.at(token + i);
+      const std::int64_t count = std::min({run.rows, end - token - i, std::int64_t{kGroupTokens} - i});
+      for (std::int64_t r = 0; r < count; ++r, ++i, run.k += rows.k_stride, run.v += rows.v_stride) {
+        k[i] = run.k, v[i] = run.v;
+      }
+    }
+  }
 };
 
 /// Pieces of scratch, 64-byte aligned. B: blocks_a_pass.

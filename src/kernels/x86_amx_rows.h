@@ -178,6 +178,20 @@ PAGEDKV_AMX_INLINE std::int64_t row_offset(const AttendParams& params, const Att
          dim;
 }
 
+/// Asks for the first line of each row of `count` columns, (row, head) pairs of a task from `first` on, so that their
+/// page walks overlap. `rows` is [rows][num_q_heads] x row_bytes.
+template <bool kToWrite>
+void touch_rows(const AttendParams& params, const AttendTask& task, const void* rows, std::int64_t row_bytes,
+                std::int64_t first, std::int64_t count) noexcept {
+  const auto group = static_cast<std::int64_t>(params.group);
+  const std::int64_t end = std::min<std::int64_t>((first + count - 1) / group + 1, task.num_rows);
+  for (std::int64_t row = first / group; row < end; ++row) {
+    __builtin_prefetch(
+        static_cast<const std::byte*>(rows) + row_offset(params, task, static_cast<int>(row), 0, 1) * row_bytes,
+        kToWrite, kToWrite ? 3 : 2);
+  }
+}
+
 /// A query row as bf16. A bf16 row is exact in one term; f32 and f16 rows are split into two (value and remainder: 16
 /// bits of mantissa), at the price of twice the products with K.
 PAGEDKV_AMX_INLINE int query_terms(DType dtype) noexcept { return dtype == DType::bf16 ? 1 : 2; }

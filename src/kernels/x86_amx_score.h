@@ -91,10 +91,17 @@ PAGEDKV_AMX_INLINE void softmax_units(SoftmaxState& state, const float* scores, 
   }
 }
 
+/// K of 16 tokens as A tiles of 32 dims: packed tile by tile, or the rows of a page in place. Either way 16 rows of
+/// head_dim lie side by side.
+struct KeyTile {
+  const std::byte* at;
+  std::int64_t row_bytes, tile_bytes;  ///< From row to row, and from tile to tile.
+};
+
 /// What one pass of scores works on. The softmax side is unused if the pass has no units.
 struct ScorePass {
-  const std::byte* k;        ///< K tiles of this token tile: [k tiles of the pass] x 1 KiB.
-  const std::byte* k_next;   ///< The ones of the next token tile, to prefetch.
+  KeyTile k;                 ///< Of this token tile, from the first K tile of the pass on.
+  const std::byte* k_next;   ///< The next token tile, to prefetch.
   const std::byte* queries;  ///< Of this pass in column tile 0; column tiles are `query_stride` apart.
   std::int64_t query_stride;
   float* scores;             ///< Slot to fill.
@@ -140,10 +147,11 @@ PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) 
 template <int kTiles, bool kFromZero, bool kBent, int kFirst, int kLast>
 __attribute__((noinline)) void score_pass(SoftmaxState& state, const ScorePass& pass) noexcept {
   SoftmaxState local = state;
-  tile_load<4>(pass.k, kTileRowBytes);
-  if constexpr (kTiles > 1) tile_load<5>(pass.k + kTileBytes, kTileRowBytes);
-  if constexpr (kTiles > 2) tile_load<6>(pass.k + 2 * kTileBytes, kTileRowBytes);
-  if constexpr (kTiles > 3) tile_load<7>(pass.k + 3 * kTileBytes, kTileRowBytes);
+  const KeyTile& k = pass.k;
+  tile_load<4>(k.at, k.row_bytes);
+  if constexpr (kTiles > 1) tile_load<5>(k.at + k.tile_bytes, k.row_bytes);
+  if constexpr (kTiles > 2) tile_load<6>(k.at + 2 * k.tile_bytes, k.row_bytes);
+  if constexpr (kTiles > 3) tile_load<7>(k.at + 3 * k.tile_bytes, k.row_bytes);
   score_steps<kTiles, kFromZero, kBent, kFirst, kLast>(local, pass);
   state = local;
 }
@@ -176,7 +184,7 @@ void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePa
   for (int i = 0; i < num_passes; ++i) {
     const int first = i % passes_a_term * 4, count = num_tiles - first < 4 ? num_tiles - first : 4;
     ScorePass pass = tile;
-    pass.k += first * kTileBytes, pass.k_next += first * kTileBytes;
+    pass.k.at += first * tile.k.tile_bytes, pass.k_next += first * kTileBytes;
     pass.queries += (i / passes_a_term * num_tiles + first) * kTileBytes;
     if (i == 0) {
       score_pass<true, 0, kHalf>(count, state, pass);
