@@ -302,6 +302,9 @@ static void test_bad_options(void) {
   options.eviction_policy = 7;
   CHECK_STATUS(pagedkv_cache_create(&options, &cache), PAGEDKV_INVALID_ARGUMENT);
   options = small_options();
+  options.zero_pages_between_tenants = 2;
+  CHECK_STATUS(pagedkv_cache_create(&options, &cache), PAGEDKV_INVALID_ARGUMENT);
+  options = small_options();
   options.target = (pagedkv_bytes){"abacus", 6};
   CHECK_STATUS(pagedkv_cache_create(&options, &cache), PAGEDKV_UNSUPPORTED);
   options = small_options();
@@ -433,6 +436,7 @@ static void test_pool_store_and_plan(void) {
   uint64_t number = 0;
   OK(pagedkv_pool_allocate(pool, pages, 2));
   CHECK_STATUS(pagedkv_pool_allocate(pool, pages + 2, 7), PAGEDKV_OUT_OF_PAGES);
+  CHECK_STATUS(pagedkv_pool_allocate(pool, pages, 9), PAGEDKV_OUT_OF_PAGES);
   CHECK_STATUS(pagedkv_pool_allocate(pool, NULL, 1), PAGEDKV_INVALID_ARGUMENT);
   OK(pagedkv_pool_retain(pool, pages, 1));
   OK(pagedkv_pool_ref_count(pool, pages[0], &references));

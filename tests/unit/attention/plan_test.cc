@@ -3,6 +3,7 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_group.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -133,6 +134,13 @@ TEST_F(Plan, RefusesBrokenPaddedTables) {
   bad = good;
   bad.block_table = std::span(table).first(2);
   EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  bad = good;
+  bad.kv_indices = kv_indices;  // of the other form
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+  const std::vector<std::int32_t> reaches_the_negative = {5, 5};
+  bad = good;
+  bad.seq_lens = reaches_the_negative;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
 }
 
 TEST_F(Plan, RefusesMoreRowsThanAnyBatchHasBeforeItSpendsMemoryOnThem) {
@@ -165,6 +173,23 @@ TEST_F(Plan, RefusesMasksThatAreTooShort) {
   EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
 }
 
+TEST_F(Plan, RefusesMasksWithOtherStridesThanSequencesAndFloatsThatAreNotAligned) {
+  alignas(float) std::array<std::byte, sizeof(float) * (5 + 2 * 3) + 1> bytes = {};
+  const std::vector<std::int64_t> offsets = {0, 5}, one = {6};
+  const auto entries = std::span(bytes).first(bytes.size() - 1);
+  AttentionBatch masked = batch();
+  masked.mask = {.kind = MaskKind::kAdditive, .bytes = entries, .offsets = offsets};
+  EXPECT_TRUE(AttentionPlan::create(config, masked).has_value());
+  masked.mask.head_strides = one;
+  EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
+  masked.mask.head_strides = {};
+  masked.mask.row_strides = one;
+  EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
+  masked.mask.row_strides = {};
+  masked.mask.bytes = std::span(bytes).subspan(1);
+  EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
+}
+
 TEST_F(Plan, RunRefusesSizesAndViewsThatDoNotFit) {
   const auto plan = AttentionPlan::create(config, batch()).value();
   std::vector<float> small(5);
@@ -180,6 +205,11 @@ TEST_F(Plan, RunRefusesSizesAndViewsThatDoNotFit) {
   bad = view();
   bad.v_token_stride = 30;
   EXPECT_EQ(plan.run(bad, q, out).error(), Errc::kInvalidArgument);
+  bad = view();
+  bad.v = reinterpret_cast<const std::byte*>(pages.data()) + 1;
+  EXPECT_EQ(plan.run(bad, q, out).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(plan.run(view(), ConstTensor(nullptr, q.size(), DType::f32), out).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(plan.run(view(), q, Tensor(nullptr, out.size(), DType::f32)).error(), Errc::kInvalidArgument);
 }
 
 TEST_F(Plan, RunTakesTheSinksOfALayerInPlaceOfThePlans) {

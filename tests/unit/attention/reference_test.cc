@@ -104,6 +104,21 @@ TEST(Reference, WithoutKeysIsZeroAndMinusInfinity) {
   EXPECT_EQ(problem.lse, -kInfinity);
 }
 
+TEST(Reference, RefusesQueriesAndResultsOfTheWrongSize) {
+  OneHead problem;
+  const std::vector<float> queries(2);
+  std::vector<double> results(2);
+  const KvView view = {problem.k.data(), problem.v.data(), 12, 12, 4, 12, 12, 4, 1};
+  const auto run = [&](std::size_t num_queries, std::size_t num_outputs, std::size_t num_lse) {
+    return reference_attention(problem.config, problem.batch, view, std::span(queries).first(num_queries),
+                               std::span(results).first(num_outputs), std::span(results).first(num_lse), {});
+  };
+  EXPECT_TRUE(run(1, 1, 0));
+  EXPECT_EQ(run(2, 1, 0).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(run(1, 2, 0).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(run(1, 1, 2).error(), Errc::kInvalidArgument);
+}
+
 TEST(Reference, RefusesScoresOfTheWrongSize) {
   OneHead problem;
   EXPECT_EQ(num_reference_scores(problem.config, problem.batch), 3U);

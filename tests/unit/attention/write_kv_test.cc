@@ -1,5 +1,7 @@
 // Tests of write_kv: rows land in their slots, converted, and nowhere else.
 #include <gtest/gtest.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_group.h>
 
 #include <cstring>
 #include <numeric>
@@ -113,6 +115,26 @@ TEST(WriteKv, StreamsLargeBatchesOfAnyAlignment) {
   }
 }
 
+TEST(WriteKv, InACancelledGroupSaysSo) {
+  const AttentionConfig config = {
+      .num_q_heads = 2, .num_kv_heads = 2, .head_dim = 64, .page_size = 16, .kv_dtype = DType::f32};
+  std::vector<std::int64_t> slots(4000);
+  std::iota(slots.begin(), slots.end(), std::int64_t{0});
+  const std::vector<float> rows(slots.size() * 2 * 64, 1.0F);
+  Pages pages(config, 250);
+  tbb::task_group_context context;
+  Result<void> result;
+  tbb::parallel_for(
+      0, 1,
+      [&](int) {
+        context.cancel_group_execution();
+        result = write_kv(config, pages.view(), slots, rows, rows);
+      },
+      context);
+  EXPECT_EQ(result.error(), Errc::kCancelled);
+  EXPECT_TRUE(write_kv(config, pages.view(), slots, rows, rows).has_value());
+}
+
 TEST(WriteKv, RefusesSlotsOutsideThePagesAndWritesNothing) {
   const AttentionConfig config = {
       .num_q_heads = 1, .num_kv_heads = 1, .head_dim = 4, .page_size = 2, .kv_dtype = DType::f32};
@@ -140,6 +162,11 @@ TEST(WriteKv, RefusesSizesAndViewsThatDoNotFit) {
   view = pages.view();
   view.k_token_stride = 3;
   EXPECT_EQ(write_kv(config, view, slots, row, row).error(), Errc::kInvalidArgument);
+  for (const std::int64_t num_pages : {std::int64_t{-1}, INT64_MAX}) {
+    view = pages.view();
+    view.num_pages = num_pages;
+    EXPECT_EQ(write_kv(config, view, slots, row, row).error(), Errc::kInvalidArgument);
+  }
   EXPECT_TRUE(write_kv(config, pages.view(), {}, ConstTensor(), ConstTensor()).has_value());
 }
 

@@ -1,6 +1,7 @@
 // Every allocation and every call of the system that the prefix index makes may fail; nothing changes then.
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,15 @@ TEST(PrefixFaults, CreationFailsCleanlyAtEveryCallOfTheSystem) {
     EXPECT_EQ(os.reserved_ranges(), ranges_before) << "address space leaked at call " << fail_at;
   }
   EXPECT_GE(failures, 8) << "four arrays, each reserved and committed";
+}
+
+TEST(PrefixFaults, WithoutMemoryThereIsNoPolicy) {
+  const auto code_without_memory = [](Result<std::shared_ptr<EvictionPolicy>> (*make)() noexcept) {
+    const FailingNew faults(0);
+    return make().error().code;
+  };
+  EXPECT_EQ(code_without_memory(&make_s3fifo_policy), Errc::kOutOfMemory);
+  EXPECT_EQ(code_without_memory(&make_arc_policy), Errc::kOutOfMemory);
 }
 
 TEST(PrefixFaults, CreationFailsCleanlyAtEveryAllocation) {
