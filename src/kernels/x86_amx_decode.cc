@@ -64,7 +64,7 @@ class DecodeTask {
         num_columns_(task.num_rows * static_cast<int>(params.group)),
         k_tiles_(ceil_to(static_cast<int>(params.head_dim), 32) / 32),
         v_chunks_(ceil_to(static_cast<int>(params.v_head_dim), 32) / 32),
-        terms_(query_terms(params.q_dtype)),
+        terms_(query_terms(params)),
         is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone) {
     find_visible_keys();
@@ -163,7 +163,6 @@ class DecodeTask {
 
   /// q^T as B tiles: dword (pair p, column c) holds elements 2p, 2p + 1 of column c.
   void pack_queries() noexcept {
-    const int dim = static_cast<int>(params_.head_dim);
     std::memset(scratch_.queries, 0, static_cast<std::size_t>(k_tiles_ * terms_) * kTileBytes);
     alignas(64) std::uint32_t pairs[16];
     for (int c = 0; c < num_columns_; ++c) {
@@ -171,7 +170,7 @@ class DecodeTask {
                              row_offset(params_, task_, row_of(c), head_of(c), params_.head_dim) *
                                  static_cast<int>(size_of(params_.q_dtype));
       for (int i = 0; i < k_tiles_ * terms_; ++i) {
-        _mm512_store_si512(pairs, query_piece(row, params_.q_dtype, i / terms_ * 32, dim, i % terms_));
+        _mm512_store_si512(pairs, query_piece(params_, row, i / terms_ * 32, i % terms_));
         auto* to = reinterpret_cast<std::uint32_t*>(scratch_.queries + i * kTileBytes);
         for (int p = 0; p < 16; ++p) to[p * kColumns + c] = pairs[p];
       }
@@ -425,7 +424,7 @@ class DecodeTask {
     for (std::int64_t token = std::max(step, task_.kv_begin); token < end; ++token) {
       const int index = static_cast<int>(token - step), tile = index / kTileRows, row = index % kTileRows;
       TileRows& rows = tiles_[now_][tile];
-      if (is_finite_row(rows.v + row * rows.v_stride, params_.v_head_dim)) continue;
+      if (is_finite_row(rows.v + row * rows.v_stride, DType::bf16, params_.v_head_dim)) continue;
       std::byte* const copy = scratch_.v_rows[now_] + tile * kTileRows * v_bytes;
       for (int r = 0; rows.v != copy && r < kTileRows; ++r) {
         copy_row(copy + r * v_bytes, rows.v + r * rows.v_stride, rows_.v_bytes, v_bytes);

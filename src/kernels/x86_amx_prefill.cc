@@ -1,10 +1,12 @@
-// Prefill over bf16 pages with AMX: many query columns against every key, limited by the matrix and vector units.
+// Prefill over bf16 and f16 pages with AMX: many query columns against every key, limited by the matrix and vector
+// units.
 //
 // A column is a (query row, head) of the group, rows outermost, so that any group fills the tiles; 64 columns advance
 // together. Per chunk of 512 tokens V is copied into transposed tiles, and K into tiles unless 16 rows of a page can be
 // tiles in place, which absorbs page sizes, strides and odd dimensions; then every column block goes over the chunk in
 // blocks of 256 tokens: scores S = K q^T with the softmax of the tile before interleaved, then sums += V^T P.
-// Accumulators f32, weights bf16.
+// Accumulators f32, weights bf16. An f16 is the sum of two bf16, an f32 of three: f16 pages, their queries and weights
+// are cut into terms, and the products of all terms add up to what f32 would give.
 //
 // The maximum of a column is that of its first tile with a visible key; if its sum overflows 2^60 the block is done
 // again with the true maximum, column by column, so that a row's arithmetic never depends on the others. Reads each K
@@ -28,11 +30,12 @@ class PrefillTask {
         scratch_(params, scratch),
         k_tiles_(round_tiles(params.head_dim, 32)),
         d_tiles_(2 * round_tiles(params.v_head_dim, 32)),
-        terms_(query_terms(params.q_dtype)),
+        terms_(query_terms(params)),
+        kv_terms_(kv_terms_of(params)),
         scale_(params.sm_scale * kLog2E),
         ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles),
-        has_whole_key_tiles_(rows_.k_bytes % kTileRowBytes == 0 && rows_.k_stride == rows_.k_bytes),
-        is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
+        has_whole_key_tiles_(kv_terms_ == 1 && rows_.k_bytes % kTileRowBytes == 0 && rows_.k_stride == rows_.k_bytes),
+        is_plain_(kv_terms_ == 1 && params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
         hides_raw_(params.logits_soft_cap == 0 && scale_ > 1e-20f),
         is_backward_(params.alibi_slopes != nullptr) {
@@ -141,7 +144,7 @@ class PrefillTask {
       for (int i = 0; i < k_tiles_; ++i, to += kTileBytes) {
         __m512i r[16];
         for (int c = 0; c < 16; ++c) {
-          r[c] = c < count ? query_piece(row[c], params_.q_dtype, i * 32, dim, term) : _mm512_setzero_si512();
+          r[c] = c < count ? query_piece(params_, row[c], i * 32, term) : _mm512_setzero_si512();
         }
         transpose16(r);
         for (int p = 0; p < 16; ++p) _mm512_store_si512(to + p * kTileRowBytes, r[p]);
@@ -182,9 +185,14 @@ class PrefillTask {
   void pack_keys(const std::byte* const* rows, int tile, ChunkPrefetcher& ahead) noexcept {
     const std::int64_t bytes = rows_.k_bytes;
     const int lines = ahead.num_lines() / (2 * kGroupTokens);
-    std::byte* const tiles = scratch_.k + std::int64_t{tile} * k_tiles_ * kTileBytes;
+    std::byte* const tiles = scratch_.k + std::int64_t{tile} * kv_terms_ * k_tiles_ * kTileBytes;
     for (int t = 0; t < kTileRows; ++t) {
-      for (int i = 0; i < k_tiles_; ++i) {
+      for (int i = 0; i < kv_terms_ * k_tiles_ && kv_terms_ == 2; ++i) {
+        _mm512_store_si512(
+            tiles + i * kTileBytes + t * kTileRowBytes,
+            exact_piece(rows[t], DType::f16, i % k_tiles_ * 32, static_cast<int>(bytes / 2), i / k_tiles_));
+      }
+      for (int i = 0; i < k_tiles_ && kv_terms_ == 1; ++i) {
         const __mmask32 lanes = first_lanes32((bytes - i * 64) / 2);
         _mm512_store_si512(tiles + i * kTileBytes + t * kTileRowBytes,
                            _mm512_maskz_loadu_epi16(lanes, rows[t] + i * 64));
@@ -201,16 +209,22 @@ class PrefillTask {
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     const std::int64_t dim = params_.v_head_dim;
-    std::byte* to = scratch_.values + (std::int64_t{index} / 4 * d_tiles_ * 4 + index % 4) * kTileBytes;
-    const int lines = ahead.num_lines() / d_tiles_ / (has_whole_key_tiles_ ? 8 : 16) + 1;
+    std::byte* const first = scratch_.values + (std::int64_t{index} / 4 * d_tiles_ * 4 + index % 4) * kTileBytes;
+    const int lines = ahead.num_lines() / d_tiles_ / (has_whole_key_tiles_ ? 8 : 16 * kv_terms_) + 1;
     __m512i largest = _mm512_setzero_si512();  // of the values without their sign, in the upper 15 bits
-    for (int d = 0; d < d_tiles_; d += 2, to += 8 * kTileBytes) {
+    for (int tile = 0; tile < kv_terms_ * d_tiles_; tile += 2) {
+      const int term = tile / d_tiles_, d = tile % d_tiles_;
+      std::byte* const to = first + term * values_term_bytes() + d * 4 * kTileBytes;
       const __mmask32 lanes = first_lanes32(dim - d * 16);
       __m512i a[16], b[16];
       for (int pair = 0; pair < 16; ++pair) {
-        const __m512i even = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair] + d * 32);
-        const __m512i odd = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair + 1] + d * 32);
+        __m512i even = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair] + d * 32);
+        __m512i odd = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair + 1] + d * 32);
         largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_add_epi16(even, even), _mm512_add_epi16(odd, odd)));
+        if (kv_terms_ == 2) {
+          even = exact_piece(group.v[2 * pair], DType::f16, d * 16, static_cast<int>(dim), term);
+          odd = exact_piece(group.v[2 * pair + 1], DType::f16, d * 16, static_cast<int>(dim), term);
+        }
         a[pair] = _mm512_permutex2var_epi16(even, low, odd);
         b[pair] = _mm512_permutex2var_epi16(even, high, odd);
         ahead.emit(lines);
@@ -222,14 +236,14 @@ class PrefillTask {
         _mm512_store_si512(to + 4 * kTileBytes + i * kTileRowBytes, b[i]);
       }
     }
-    return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(kInfinityBits)) != 0;
+    return _mm512_cmpge_epu16_mask(largest, infinity_bits(params_.kv_dtype)) != 0;
   }
 
   /// Packs zeros for the rows that hold an infinity or a NaN, and notes them: a product with weight 0 would make NaN of
   /// columns that do not see them.
   void pack_exceptions(GroupRows& group, std::int64_t token, ChunkPrefetcher& ahead) noexcept {
     for (int t = 0; t < kGroupTokens; ++t) {
-      if (is_finite_row(group.v[t], params_.v_head_dim)) continue;
+      if (is_finite_row(group.v[t], params_.kv_dtype, params_.v_head_dim)) continue;
       exceptions_[num_exceptions_++] = {static_cast<std::int32_t>(token - chunk_) + t, group.v[t]};
       group.v[t] = scratch_.zero_row;
     }
@@ -244,16 +258,18 @@ class PrefillTask {
       const std::byte* const weights =
           scratch_.weights + token / kGroupTokens * kWeightBytes + token % kGroupTokens / 2 * kTileRowBytes;
       for (int c = 0; c < kColumnTiles; ++c) {
-        const __m512i pairs = _mm512_load_si512(weights + c * kTileBytes);
-        const __m512i bits =
-            token % 2 != 0 ? _mm512_and_si512(pairs, _mm512_set1_epi32(~0xffff)) : _mm512_slli_epi32(pairs, 16);
-        const __m512 weight = _mm512_castsi512_ps(bits);
+        __m512 weight = _mm512_setzero_ps();
+        for (int term = 0; term < weight_terms(); ++term) {
+          const __m512i pairs = _mm512_load_si512(weights + term * kWeightTermBytes + c * kTileBytes);
+          const __m512i bits =
+              token % 2 != 0 ? _mm512_and_si512(pairs, _mm512_set1_epi32(~0xffff)) : _mm512_slli_epi32(pairs, 16);
+          weight = _mm512_add_ps(weight, _mm512_castsi512_ps(bits));
+        }
         const __mmask16 sees = _mm512_cmp_ps_mask(weight, _mm512_setzero_ps(), _CMP_NEQ_UQ);
         for (int d = 0; sees != 0 && d < static_cast<int>(params_.v_head_dim); ++d) {
-          std::uint16_t value;
-          std::memcpy(&value, exceptions_[i].v + 2 * d, sizeof(value));
           float* const sum = sums(index) + d / 16 * kSlotFloats + c * kTileFloats + d % 16 * 16;
-          const __m512 v = _mm512_castsi512_ps(_mm512_set1_epi32(value << 16));
+          const __m512 v = _mm512_set1_ps(
+              _mm512_cvtss_f32(load_floats(exceptions_[i].v + 2 * d, params_.kv_dtype, first_lanes16(1))));
           _mm512_store_ps(sum, _mm512_mask3_fmadd_ps(weight, v, _mm512_load_ps(sum), sees));
         }
       }
@@ -343,19 +359,26 @@ class PrefillTask {
       _mm512_mask_storeu_ps(block.max + c * 16, is_set, state.max[c]);
     }
     if ((stop - tile) % 2 != 0) {
-      std::byte* half = scratch_.weights + (stop - tile) / 2 * kWeightBytes + kTileBytes / 2;
-      for (int c = 0; c < kColumnTiles; ++c) std::memset(half + c * kTileBytes, 0, kTileBytes / 2);
+      for (int term = 0; term < weight_terms(); ++term) {
+        std::byte* half =
+            scratch_.weights + term * kWeightTermBytes + (stop - tile) / 2 * kWeightBytes + kTileBytes / 2;
+        for (int c = 0; c < kColumnTiles; ++c) std::memset(half + c * kTileBytes, 0, kTileBytes / 2);
+      }
     }
     const std::byte* weights = scratch_.weights;
     for (int group = tile / 2, end = (stop + 1) / 2; group < end;) {
       const int count = std::min(end - group, 4 - group % 4);
       const std::byte* values = scratch_.values + (std::int64_t{group} / 4 * d_tiles_ * 4 + group % 4) * kTileBytes;
-      if (block.has_sums) {
-        weigh<false>(count, values, 4 * kTileBytes, weights, sums(index), d_tiles_);
-      } else {
-        weigh<true>(count, values, 4 * kTileBytes, weights, sums(index), d_tiles_);
+      for (int term = 0; term < weight_terms() * kv_terms_; ++term) {
+        const std::byte* const v = values + term % kv_terms_ * values_term_bytes();
+        const std::byte* const w = weights + term / kv_terms_ * kWeightTermBytes;
+        if (block.has_sums) {
+          weigh<false>(count, v, 4 * kTileBytes, w, sums(index), d_tiles_);
+        } else {
+          weigh<true>(count, v, 4 * kTileBytes, w, sums(index), d_tiles_);
+        }
+        block.has_sums = true;
       }
-      block.has_sums = true;
       weights += count * kWeightBytes, group += count;
     }
     if (num_exceptions_ != 0) [[unlikely]]
@@ -366,10 +389,15 @@ class PrefillTask {
   ScorePass score_of(int index, int tile, int next_tile) const noexcept {
     ScorePass pass{};
     pass.k = keys_[tile], pass.k_next = keys_[next_tile % kChunkTiles].at;
+    pass.k_terms = kv_terms_, pass.is_split = kv_terms_ == 2;
     pass.ahead = pass.k_next;  // nothing to prefetch: a line that is prefetched anyway
     pass.queries = queries(index), pass.query_stride = std::int64_t{terms_} * k_tiles_ * kTileBytes;
     return pass;
   }
+  std::int64_t values_term_bytes() const noexcept {
+    return std::int64_t{kChunk / kGroupTokens} * d_tiles_ * kTileBytes;
+  }
+  int weight_terms() const noexcept { return kv_terms_ == 2 ? kSplitTerms : 1; }
   float* slot(int which) const noexcept { return scratch_.scores + which * kSlotFloats; }
 
   /// Scores of a token tile into the slot in turn, by themselves.
@@ -384,7 +412,7 @@ class PrefillTask {
   /// The same as logits in base 2, or as scores whose logits are theirs times `scale_`.
   const float* logits_alone(int index, int tile) noexcept {
     float* const scores = score_alone(index, tile);
-    if (!finish_logits(index, scores, tile)) bend_scores(nullptr, scores);
+    if (!finish_logits(index, scores, tile)) bend_scores(bend_, nullptr, scores);
     return scores;
   }
 
@@ -403,7 +431,7 @@ class PrefillTask {
         if (const std::byte* lines = ahead_.take(ahead_lines_); lines != nullptr) pass.ahead = lines;
         score_tile<true>(k_tiles_, terms_, state, pass);
       } else {
-        softmax_slot(state, done, pass.weights, pass.bend);
+        softmax_slot(state, done, pass.weights, pass.bend, kv_terms_ == 2);
       }
     }
     slot_is_scored_ = next.k.at != nullptr;
@@ -460,19 +488,6 @@ class PrefillTask {
     slot_is_scored_ = false;
   }
 
-  /// Soft cap and ALiBi of the block's columns, from `token` on.
-  void aim_bend(const ColumnBlock& block, std::int32_t token) noexcept {
-    const float cap = params_.logits_soft_cap;
-    bend_.has_cap = cap > 0, bend_.has_slopes = params_.alibi_slopes != nullptr;
-    bend_.scale = _mm512_set1_ps(kLog2E * (bend_.has_cap ? 2 * params_.sm_scale / cap : params_.sm_scale));
-    bend_.cap = _mm512_set1_ps(cap * kLog2E), bend_.twice_cap = _mm512_set1_ps(2 * cap * kLog2E);
-    for (int c = 0; c < kColumnTiles; ++c) {
-      const __m512i distance = _mm512_sub_epi32(_mm512_set1_epi32(token), _mm512_load_si512(block.position + c * 16));
-      bend_.slope[c] = _mm512_mul_ps(_mm512_load_ps(block.slope + c * 16), _mm512_set1_ps(kLog2E));
-      bend_.bias[c] = _mm512_mul_ps(bend_.slope[c], _mm512_cvtepi32_ps(distance));
-    }
-  }
-
   /// Masks and hides keys of a tile in place, bending the raw scores before if need be; true if `bend_` has no more to
   /// do then. What all columns see passes untouched: the softmax bends it on its way.
   bool finish_logits(int index, float* scores, int tile) noexcept {
@@ -480,8 +495,8 @@ class PrefillTask {
     const auto token = static_cast<std::int32_t>(chunk_) + tile * kTileRows;
     __m512i mask[kColumnTiles * 16];
     const bool is_masked = params_.mask_kind == MaskKind::kAdditive && mask_tiles(params_, task_, block, token, mask);
-    if (!is_plain_) aim_bend(block, token);
-    if (is_masked) bend_scores(mask, scores);
+    if (!is_plain_) aim_bend(bend_, params_, block, token);
+    if (is_masked) bend_scores(bend_, mask, scores);
     const bool has_bits = params_.mask_kind == MaskKind::kBool || params_.mask_kind == MaskKind::kBits;
     if (!has_bits && token >= block.max_first && token + kTileRows <= block.min_end) return is_plain_ || is_masked;
     __m512i seen[kColumnTiles], all = _mm512_set1_epi32(0xffff);
@@ -492,7 +507,7 @@ class PrefillTask {
     }
     if (_mm512_cmpneq_epi32_mask(all, _mm512_set1_epi32(0xffff)) == 0) return is_plain_ || is_masked;
     const bool is_bent = is_masked || !hides_raw_;
-    if (is_bent && !is_masked) bend_scores(nullptr, scores);
+    if (is_bent && !is_masked) bend_scores(bend_, nullptr, scores);
     for (int c = 0; c < kColumnTiles; ++c) {
       for (int t = 0; t < kTileRows; ++t) {
         const __mmask16 hidden = _mm512_testn_epi32_mask(seen[c], _mm512_set1_epi32(1 << t));
@@ -500,18 +515,6 @@ class PrefillTask {
       }
     }
     return is_plain_ || is_bent;
-  }
-
-  /// Raw scores to base-2 logits in place, under the mask logits [4][16 tokens][16 columns] unless null.
-  void bend_scores(const __m512i* mask, float* scores) const noexcept {
-    for (int c = 0; c < kColumnTiles; ++c) {
-      for (int t = 0; t < kTileRows; ++t) {
-        float* const at = scores + c * kTileFloats + t * 16;
-        __m512 x = bend_.apply(_mm512_load_ps(at), c, t);
-        if (mask != nullptr) x = add_mask(x, _mm512_castsi512_ps(mask[c * 16 + t]));
-        _mm512_store_ps(at, x);
-      }
-    }
   }
 
   /// Divides by the sums and writes the rows, 16 columns at a time transposed back.
@@ -553,11 +556,12 @@ class PrefillTask {
   const AttendTask& task_;
   const KvRows rows_;
   const PrefillScratch scratch_;
-  const int k_tiles_, d_tiles_, terms_;
+  const int k_tiles_, d_tiles_, terms_;  // terms of a query
+  const int kv_terms_;                   // 2: f16, and weights in kSplitTerms terms
   const float scale_;
   const int ahead_lines_;           // a token tile
   const bool has_whole_key_tiles_;  // rows of K are whole tiles wide and lie side by side in a page
-  const bool is_plain_;             // neither soft cap nor ALiBi nor mask
+  const bool is_plain_;             // neither soft cap nor ALiBi nor mask, and weights of one term
   const bool hides_raw_;            // a score of -inf is a logit of -inf
   /// From the last keys to the first: ALiBi then lowers logits on the way, and the maximum of the first tile holds.
   const bool is_backward_;

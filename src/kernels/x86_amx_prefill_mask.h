@@ -1,4 +1,5 @@
-// Which keys of a tile the columns of a block see: their ranges, and explicit masks, as bits or as logits.
+// Which keys of a tile the columns of a block see (ranges and explicit masks, as bits or as logits), and how scores
+// become logits.
 //
 // Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_tile.h for the compile region).
 #pragma once
@@ -9,6 +10,33 @@
 PAGEDKV_AMX_BEGIN
 namespace pagedkv::kernels::amx {
 namespace {
+
+/// Soft cap and ALiBi of a block's columns, from `token` on.
+[[maybe_unused]] void aim_bend(Bend& bend, const AttendParams& params, const ColumnBlock& block,
+                               std::int32_t token) noexcept {
+  const float cap = params.logits_soft_cap;
+  bend.is_exact = params.kv_dtype == DType::f16;
+  bend.has_cap = cap > 0, bend.has_slopes = params.alibi_slopes != nullptr;
+  bend.scale = _mm512_set1_ps(kLog2E * (bend.has_cap ? 2 * params.sm_scale / cap : params.sm_scale));
+  bend.cap = _mm512_set1_ps(cap * kLog2E), bend.twice_cap = _mm512_set1_ps(2 * cap * kLog2E);
+  for (int c = 0; c < kColumnTiles; ++c) {
+    const __m512i distance = _mm512_sub_epi32(_mm512_set1_epi32(token), _mm512_load_si512(block.position + c * 16));
+    bend.slope[c] = _mm512_mul_ps(_mm512_load_ps(block.slope + c * 16), _mm512_set1_ps(kLog2E));
+    bend.bias[c] = _mm512_mul_ps(bend.slope[c], _mm512_cvtepi32_ps(distance));
+  }
+}
+
+/// Raw scores to base-2 logits in place, under the mask logits [4][16 tokens][16 columns] unless null.
+[[maybe_unused]] void bend_scores(const Bend& bend, const __m512i* mask, float* scores) noexcept {
+  for (int c = 0; c < kColumnTiles; ++c) {
+    for (int t = 0; t < kTileRows; ++t) {
+      float* const at = scores + c * kTileFloats + t * 16;
+      __m512 x = bend.apply(_mm512_load_ps(at), c, t);
+      if (mask != nullptr) x = add_mask(x, _mm512_castsi512_ps(mask[c * 16 + t]));
+      _mm512_store_ps(at, x);
+    }
+  }
+}
 
 /// 2^(bound - token), the exponent clamped to 0..16, for 16 columns.
 PAGEDKV_AMX_INLINE __m512i power_of_bound(const std::int32_t* bounds, std::int32_t token) noexcept {

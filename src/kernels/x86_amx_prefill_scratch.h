@@ -12,9 +12,7 @@ namespace {
 
 constexpr int kChunk = 512;  // tokens packed at a time: K and V 256 KiB at head_dim 128
 constexpr int kChunkTiles = kChunk / kTileRows;
-constexpr int kBlock = 256;  // tokens between scores and sums: weights 32 KiB, in L1
 constexpr int kBlockTiles = kBlock / kTileRows;
-constexpr int kGroupTokens = 32;                // depth of a V tile
 constexpr std::size_t kBlockBudget = 3u << 19;  // bytes of queries and sums that should stay in L2
 constexpr int kMaxBlocks = 32;
 
@@ -22,12 +20,14 @@ constexpr int kMaxBlocks = 32;
   return ceil_to(static_cast<int>(dim), multiple) / multiple;
 }
 
+/// bf16 terms of an element of K and V: an f16 is the sum of two.
+int kv_terms_of(const AttendParams& params) noexcept { return params.kv_dtype == DType::f16 ? 2 : 1; }
+
 /// Column blocks that are computed over one packing of K and V.
 int blocks_a_pass(const AttendParams& params) noexcept {
   const std::size_t sums = static_cast<std::size_t>(round_tiles(params.v_head_dim, 16)) * kSlotFloats * 4;
   const std::size_t queries =
-      static_cast<std::size_t>(round_tiles(params.head_dim, 32) * query_terms(params.q_dtype) * kColumnTiles) *
-      kTileBytes;
+      static_cast<std::size_t>(round_tiles(params.head_dim, 32) * query_terms(params) * kColumnTiles) * kTileBytes;
   return static_cast<int>(std::clamp<std::size_t>(kBlockBudget / (sums + queries), 1, kMaxBlocks));
 }
 
@@ -71,10 +71,10 @@ struct PrefillScratch {
   std::byte* queries;   // [B][4][terms][k tiles] tiles of [16 pairs][16 columns][2] bf16
   float* sums;          // [B][d tiles][4][16 dims][16 columns]
   ColumnBlock* blocks;  // [B]
-  std::byte* k;         // [chunk / 16][k tiles][16 tokens][32] bf16
-  std::byte* values;    // [chunk / 128][d tiles][4][16 dims][32 tokens] bf16
+  std::byte* k;         // [chunk / 16][kv terms][k tiles][16 tokens][32] bf16
+  std::byte* values;    // [kv terms][chunk / 128][d tiles][4][16 dims][32 tokens] bf16
   float* scores;        // [2 slots][4][16 tokens][16 columns]
-  std::byte* weights;   // [block / 32][4][16 pairs][16 columns][2] bf16
+  std::byte* weights;   // [weight terms][block / 32][4][16 pairs][16 columns][2] bf16
   std::byte* zero_row;  // for tokens that the task does not have
   std::size_t bytes;
 
@@ -82,14 +82,16 @@ struct PrefillScratch {
     const auto num_blocks = static_cast<std::size_t>(blocks_a_pass(params));
     const auto k_tiles = static_cast<std::size_t>(round_tiles(params.head_dim, 32));
     const auto d_tiles = 2 * static_cast<std::size_t>(round_tiles(params.v_head_dim, 32));
-    const auto terms = static_cast<std::size_t>(query_terms(params.q_dtype));
+    const auto terms = static_cast<std::size_t>(query_terms(params));
+    const auto kv_terms = static_cast<std::size_t>(kv_terms_of(params)),
+               p_terms = params.kv_dtype == DType::f16 ? std::size_t{kSplitTerms} : 1;
     queries = take(base, num_blocks * kColumnTiles * terms * k_tiles * kTileBytes);
     sums = reinterpret_cast<float*>(take(base, num_blocks * d_tiles * kSlotFloats * 4));
     blocks = reinterpret_cast<ColumnBlock*>(take(base, num_blocks * sizeof(ColumnBlock)));
-    k = take(base, kChunk / kTileRows * k_tiles * kTileBytes);
-    values = take(base, kChunk / kGroupTokens * d_tiles * kTileBytes);
+    k = take(base, kChunk / kTileRows * kv_terms * k_tiles * kTileBytes);
+    values = take(base, kv_terms * kChunk / kGroupTokens * d_tiles * kTileBytes);
     scores = reinterpret_cast<float*>(take(base, 2 * kSlotFloats * 4));
-    weights = take(base, kBlock / kGroupTokens * kWeightBytes);
+    weights = take(base, p_terms * kWeightTermBytes);
     zero_row = take(base, std::max(k_tiles, d_tiles / 2) * kTileRowBytes);
   }
 

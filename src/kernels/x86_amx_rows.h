@@ -192,13 +192,28 @@ void touch_rows(const AttendParams& params, const AttendTask& task, const void* 
   }
 }
 
-/// A query row as bf16. A bf16 row is exact in one term; f32 and f16 rows are split into two (value and remainder: 16
-/// bits of mantissa), at the price of twice the products with K.
-PAGEDKV_AMX_INLINE int query_terms(DType dtype) noexcept { return dtype == DType::bf16 ? 1 : 2; }
+/// A query row as bf16. A bf16 row is exact in one term. Beside bf16 pages f32 and f16 rows are split into two (value
+/// and remainder: 16 bits of mantissa), at the price of twice the products with K; beside f16 pages, exactly.
+PAGEDKV_AMX_INLINE int query_terms(const AttendParams& params) noexcept {
+  if (params.q_dtype == DType::bf16) return 1;
+  return params.kv_dtype == DType::f16 && params.q_dtype == DType::f32 ? 3 : 2;
+}
 
-/// Elements [first, first + 32) of a query row as bf16, term 0 or 1, zeros from `dim` on.
-PAGEDKV_AMX_INLINE __m512i query_piece(const std::byte* row, DType dtype, int first, int dim, int term) noexcept {
+/// Elements [first, first + 32) of a row of `dim` as bf16, cut off after `term` terms, zeros from `dim` on.
+PAGEDKV_AMX_INLINE __m512i exact_piece(const std::byte* row, DType dtype, int first, int dim, int term) noexcept {
+  const std::int64_t bytes = static_cast<std::int64_t>(size_of(dtype));
+  __m512 a = load_floats(row + bytes * first, dtype, first_lanes16(dim - first));
+  __m512 b = load_floats(row + bytes * (first + 16), dtype, first_lanes16(dim - first - 16));
+  for (; term > 0; --term) a = beyond_bf16(a), b = beyond_bf16(b);
+  return cut_to_bf16(a, b);
+}
+
+/// Elements [first, first + 32) of a query row as bf16, one of its terms, zeros from `dim` on.
+PAGEDKV_AMX_INLINE __m512i query_piece(const AttendParams& params, const std::byte* row, int first, int term) noexcept {
+  const DType dtype = params.q_dtype;
+  const int dim = static_cast<int>(params.head_dim);
   if (dtype == DType::bf16) return _mm512_maskz_loadu_epi16(first_lanes32(dim - first), row + 2 * first);
+  if (params.kv_dtype == DType::f16) return exact_piece(row, dtype, first, dim, term);
   const std::int64_t bytes = static_cast<std::int64_t>(size_of(dtype));
   const __m512 a = load_floats(row + bytes * first, dtype, first_lanes16(dim - first));
   const __m512 b = load_floats(row + bytes * (first + 16), dtype, first_lanes16(dim - first - 16));

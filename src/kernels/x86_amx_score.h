@@ -14,7 +14,11 @@ inline constexpr int kColumnTiles = 4;                          ///< Tiles of 16
 inline constexpr int kBlockColumns = kColumnTiles * 16;         ///< (query row, head) pairs that advance together.
 inline constexpr int kSlotFloats = kColumnTiles * kTileFloats;  ///< Scores of one token tile: [4][16 tokens][16].
 inline constexpr int kWeightBytes = kColumnTiles * kTileBytes;  ///< Weights of 32 tokens: [4][16 pairs][16][2].
-inline constexpr int kUnits = kColumnTiles * 8;                 ///< Softmax units of a slot: 2 tokens x 16 columns.
+inline constexpr int kBlock = 256;       ///< Tokens between scores and sums: weights 32 KiB, in L1.
+inline constexpr int kGroupTokens = 32;  ///< Depth of a V tile.
+inline constexpr int kWeightTermBytes = kBlock / kGroupTokens * kWeightBytes;
+inline constexpr int kSplitTerms = 3;            ///< bf16 terms of a weight that is to keep all of its bits.
+inline constexpr int kUnits = kColumnTiles * 8;  ///< Softmax units of a slot: 2 tokens x 16 columns.
 
 /// Softmax of a column block. The maximum is fixed before a block of tokens; an overflowing sum tells that it was low.
 struct SoftmaxState {
@@ -40,7 +44,7 @@ PAGEDKV_AMX_INLINE bool overflows(const SoftmaxState& state) noexcept {
 
 /// What turns the raw scores of one token tile into base-2 logits where a scale alone does not: soft cap and ALiBi.
 struct Bend {
-  bool has_cap, has_slopes;
+  bool has_cap, has_slopes, is_exact;
   __m512 scale;  ///< Of a score: to a logit, or to the argument of soft_cap.
   __m512 cap, twice_cap;
   __m512 slope[kColumnTiles];
@@ -49,7 +53,10 @@ struct Bend {
   /// Scores of one token of a column tile. Ends in an operation that no compiler fuses with what follows: the same bits
   /// wherever it stands.
   PAGEDKV_AMX_INLINE __m512 apply(__m512 score, int column_tile, int token) const noexcept {
-    const __m512 capped = has_cap ? soft_cap(_mm512_mul_ps(score, scale), cap, twice_cap) : score;
+    const auto bend = [&](__m512 x) {
+      return is_exact ? soft_cap_exact(x, cap, twice_cap) : soft_cap(x, cap, twice_cap);
+    };
+    const __m512 capped = has_cap ? bend(_mm512_mul_ps(score, scale)) : score;
     if (has_cap && !has_slopes) return capped;
     const __m512 shift =
         _mm512_fmadd_ps(slope[column_tile], _mm512_set1_ps(static_cast<float>(token)), bias[column_tile]);
@@ -57,37 +64,57 @@ struct Bend {
   }
 };
 
+/// Forms of the softmax: with soft cap or ALiBi on the way, and with weights in kSplitTerms terms.
+inline constexpr int kBent = 1, kSplit = 2;
+
 /// Two tokens of one column tile: w = 2^(score * scale - max), summed in f32 and stored as bf16 pairs (the B operand).
 /// 6 operations on port 0 a vector; the two exp2 forms share the work between ports 0 and 5, which TMUL leaves half
 /// free.
-template <int kUnit, bool kBent>
+template <int kUnit, int kForm>
 PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, std::byte* weights,
                                      const Bend* bend) noexcept {
   constexpr int kTile = kUnit / 8, kPair = kUnit % 8;
   const float* from = scores + kTile * kTileFloats + kPair * 32;
   __m512 score0 = _mm512_load_ps(from), score1 = _mm512_load_ps(from + 16);
-  if constexpr (kBent) {
+  if constexpr ((kForm & kBent) != 0) {
     score0 = bend->apply(score0, kTile, 2 * kPair), score1 = bend->apply(score1, kTile, 2 * kPair + 1);
   }
-  const __m512 even = exp2_fast(_mm512_fmsub_ps(score0, state.scale, state.max[kTile]));
-  const __m512 odd = exp2_fast_by_adds(_mm512_fmsub_ps(score1, state.scale, state.max[kTile]));
+  const __m512 logit0 = _mm512_fmsub_ps(score0, state.scale, state.max[kTile]);
+  const __m512 logit1 = _mm512_fmsub_ps(score1, state.scale, state.max[kTile]);
+  constexpr bool kIsSplit = (kForm & kSplit) != 0;
+  const __m512 even = kIsSplit ? exp2_exact(logit0) : exp2_fast(logit0);
+  const __m512 odd = kIsSplit ? exp2_exact(logit1) : exp2_fast_by_adds(logit1);
   state.sum[kTile] = _mm512_add_ps(_mm512_add_ps(state.sum[kTile], even), odd);
   asm volatile("" : "+v"(state.sum[kTile]));  // now: g++ puts all sums off to the end, spilling every weight till then
   // Upper halves of both, rounded to nearest: two additions and a shuffle; vcvtne2ps2bf16 costs two cycles of port 0.
   const __m512i upper = _mm512_set_epi16(63, 31, 61, 29, 59, 27, 57, 25, 55, 23, 53, 21, 51, 19, 49, 17, 47, 15, 45, 13,
                                          43, 11, 41, 9, 39, 7, 37, 5, 35, 3, 33, 1);
+  std::byte* const to = weights + kTile * kTileBytes + kPair * kTileRowBytes;
+  if constexpr (kIsSplit) {
+    __m512i left0 = _mm512_castps_si512(even), left1 = _mm512_castps_si512(odd);
+    const __m512i cut = _mm512_set1_epi32(~0xffff);
+    for (int term = 0; term < kSplitTerms; ++term) {
+      _mm512_store_si512(to + term * kWeightTermBytes, _mm512_permutex2var_epi16(left0, upper, left1));
+      const auto rest = [&](__m512i x) {
+        return _mm512_castps_si512(
+            _mm512_sub_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(_mm512_and_si512(x, cut))));
+      };
+      left0 = rest(left0), left1 = rest(left1);
+    }
+    return;
+  }
   const __m512i half = _mm512_set1_epi32(0x8000);
   const __m512i pairs = _mm512_permutex2var_epi16(_mm512_add_epi32(_mm512_castps_si512(even), half), upper,
                                                   _mm512_add_epi32(_mm512_castps_si512(odd), half));
-  _mm512_store_si512(weights + kTile * kTileBytes + kPair * kTileRowBytes, pairs);
+  _mm512_store_si512(to, pairs);
 }
 
-template <int kFrom, int kTo, bool kBent>
+template <int kFrom, int kTo, int kForm>
 PAGEDKV_AMX_INLINE void softmax_units(SoftmaxState& state, const float* scores, std::byte* weights,
                                       const Bend* bend) noexcept {
   if constexpr (kFrom < kTo) {
-    softmax_unit<kFrom, kBent>(state, scores, weights, bend);
-    softmax_units<kFrom + 1, kTo, kBent>(state, scores, weights, bend);
+    softmax_unit<kFrom, kForm>(state, scores, weights, bend);
+    softmax_units<kFrom + 1, kTo, kForm>(state, scores, weights, bend);
   }
 }
 
@@ -108,13 +135,15 @@ struct ScorePass {
   const float* done_scores;  ///< Slot that the softmax reads.
   const Bend* bend;          ///< Of the scores in that slot, or null if they need none any more.
   std::byte* weights;
+  int k_terms;             ///< bf16 terms of K: as many times the K tiles, one after the other.
+  bool is_split;           ///< Weights in kSplitTerms terms, kWeightTermBytes apart.
   const std::byte* ahead;  ///< Lines of the next chunk to prefetch into L2: one a product.
 };
 
 /// Tile product number kStep of a pass over kTiles K tiles, and its share of the softmax units [kFirst, kLast).
 /// K stays in tmm4..7, queries stream through tmm2 and 3, sums alternate between tmm0 and 1 and are stored in the
 /// middle of the next chain: stores in a burst would each wait for their chain, 20 % of the rate.
-template <int kTiles, bool kFromZero, bool kBent, int kFirst, int kLast, int kStep = 0>
+template <int kTiles, bool kFromZero, int kForm, int kFirst, int kLast, int kStep = 0>
 PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) noexcept {
   constexpr int kColumnTile = kStep / kTiles, kTile = kStep % kTiles, kAcc = kColumnTile % 2;
   constexpr int kSteps = kTiles * kColumnTiles;
@@ -135,16 +164,16 @@ PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) 
   }
   // Unconditional: a branch here costs 5 % of the rate.
   _mm_prefetch(reinterpret_cast<const char*>(pass.ahead) + kStep * 64, _MM_HINT_T1);
-  softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps, kBent>(
+  softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps, kForm>(
       state, pass.done_scores, pass.weights, pass.bend);
   if constexpr (kStep + 1 < kSteps) {
-    score_steps<kTiles, kFromZero, kBent, kFirst, kLast, kStep + 1>(state, pass);
+    score_steps<kTiles, kFromZero, kForm, kFirst, kLast, kStep + 1>(state, pass);
   } else {
     tile_store<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
   }
 }
 
-template <int kTiles, bool kFromZero, bool kBent, int kFirst, int kLast>
+template <int kTiles, bool kFromZero, int kForm, int kFirst, int kLast>
 __attribute__((noinline)) void score_pass(SoftmaxState& state, const ScorePass& pass) noexcept {
   SoftmaxState local = state;
   const KeyTile& k = pass.k;
@@ -152,26 +181,29 @@ __attribute__((noinline)) void score_pass(SoftmaxState& state, const ScorePass& 
   if constexpr (kTiles > 1) tile_load<5>(k.at + k.tile_bytes, k.row_bytes);
   if constexpr (kTiles > 2) tile_load<6>(k.at + 2 * k.tile_bytes, k.row_bytes);
   if constexpr (kTiles > 3) tile_load<7>(k.at + 3 * k.tile_bytes, k.row_bytes);
-  score_steps<kTiles, kFromZero, kBent, kFirst, kLast>(local, pass);
+  score_steps<kTiles, kFromZero, kForm, kFirst, kLast>(local, pass);
   state = local;
 }
 
 /// The pass over `num_tiles` (1..4) K tiles.
-template <bool kFromZero, bool kBent, int kFirst, int kLast>
+template <bool kFromZero, int kForm, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass_of(int num_tiles, SoftmaxState& state, const ScorePass& pass) noexcept {
   switch (num_tiles) {
-    case 1: return score_pass<1, kFromZero, kBent, kFirst, kLast>(state, pass);
-    case 2: return score_pass<2, kFromZero, kBent, kFirst, kLast>(state, pass);
-    case 3: return score_pass<3, kFromZero, kBent, kFirst, kLast>(state, pass);
-    default: return score_pass<4, kFromZero, kBent, kFirst, kLast>(state, pass);
+    case 1: return score_pass<1, kFromZero, kForm, kFirst, kLast>(state, pass);
+    case 2: return score_pass<2, kFromZero, kForm, kFirst, kLast>(state, pass);
+    case 3: return score_pass<3, kFromZero, kForm, kFirst, kLast>(state, pass);
+    default: return score_pass<4, kFromZero, kForm, kFirst, kLast>(state, pass);
   }
 }
 template <bool kFromZero, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass(int num_tiles, SoftmaxState& state, const ScorePass& pass) noexcept {
   if constexpr (kFirst < kLast) {
-    if (pass.bend != nullptr) return score_pass_of<kFromZero, true, kFirst, kLast>(num_tiles, state, pass);
+    const int form = (pass.bend != nullptr ? kBent : 0) + (pass.is_split ? kSplit : 0);
+    if (form == kBent) return score_pass_of<kFromZero, kBent, kFirst, kLast>(num_tiles, state, pass);
+    if (form == kSplit) return score_pass_of<kFromZero, kSplit, kFirst, kLast>(num_tiles, state, pass);
+    if (form != 0) return score_pass_of<kFromZero, kBent + kSplit, kFirst, kLast>(num_tiles, state, pass);
   }
-  score_pass_of<kFromZero, false, kFirst, kLast>(num_tiles, state, pass);
+  score_pass_of<kFromZero, 0, kFirst, kLast>(num_tiles, state, pass);
 }
 
 /// Scores of one token tile over all `num_tiles` K tiles (four a pass: their K tiles stay in registers) and all terms
@@ -179,14 +211,28 @@ PAGEDKV_AMX_INLINE void score_pass(int num_tiles, SoftmaxState& state, const Sco
 template <bool kSoftmax>
 void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePass& tile) noexcept {
   constexpr int kAll = kSoftmax ? kUnits : 0, kHalf = kAll / 2;
-  const int passes_a_term = (num_tiles + 3) / 4, num_passes = passes_a_term * num_terms;
+  const int passes_a_term = (num_tiles + 3) / 4, passes_a_row = passes_a_term * num_terms;
+  const int num_passes = passes_a_row * tile.k_terms;
   if (num_passes == 1) return score_pass<true, 0, kAll>(num_tiles, state, tile);
   for (int i = 0; i < num_passes; ++i) {
     const int first = i % passes_a_term * 4, count = num_tiles - first < 4 ? num_tiles - first : 4;
     ScorePass pass = tile;
-    pass.k.at += first * tile.k.tile_bytes, pass.k_next += first * kTileBytes;
-    pass.queries += (i / passes_a_term * num_tiles + first) * kTileBytes;
-    if (i == 0) {
+    pass.k.at += (i / passes_a_row * num_tiles + first) * tile.k.tile_bytes, pass.k_next += first * kTileBytes;
+    pass.queries += (i % passes_a_row / passes_a_term * num_tiles + first) * kTileBytes;
+    if (num_passes >= 4 && kSoftmax) {
+      constexpr int kQuarter = kAll / 4;
+      if (i == 0) {
+        score_pass<true, 0, kQuarter>(count, state, pass);
+      } else if (i == 1) {
+        score_pass<false, kQuarter, 2 * kQuarter>(count, state, pass);
+      } else if (i == 2) {
+        score_pass<false, 2 * kQuarter, 3 * kQuarter>(count, state, pass);
+      } else if (i == 3) {
+        score_pass<false, 3 * kQuarter, kAll>(count, state, pass);
+      } else {
+        score_pass<false, 0, 0>(count, state, pass);
+      }
+    } else if (i == 0) {
       score_pass<true, 0, kHalf>(count, state, pass);
     } else if (i + 1 < num_passes) {
       score_pass<false, 0, 0>(count, state, pass);
@@ -197,13 +243,19 @@ void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePa
 }
 
 /// The softmax of a slot alone.
-[[maybe_unused]] void softmax_slot(SoftmaxState& state, const float* scores, std::byte* weights,
-                                   const Bend* bend) noexcept {
+[[maybe_unused]] void softmax_slot(SoftmaxState& state, const float* scores, std::byte* weights, const Bend* bend,
+                                   bool is_split) noexcept {
   SoftmaxState local = state;
-  if (bend != nullptr) {
-    softmax_units<0, kUnits, true>(local, scores, weights, bend);
+  if (is_split) {
+    if (bend != nullptr) {
+      softmax_units<0, kUnits, kBent + kSplit>(local, scores, weights, bend);
+    } else {
+      softmax_units<0, kUnits, kSplit>(local, scores, weights, bend);
+    }
+  } else if (bend != nullptr) {
+    softmax_units<0, kUnits, kBent>(local, scores, weights, bend);
   } else {
-    softmax_units<0, kUnits, false>(local, scores, weights, bend);
+    softmax_units<0, kUnits, 0>(local, scores, weights, bend);
   }
   state = local;
 }

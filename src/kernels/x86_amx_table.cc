@@ -23,6 +23,8 @@ constexpr AttendKernel kPrefill[] = {
     {amx::attend_prefill, prefill_scratch, 256},  {amx::attend_prefill, prefill_scratch, 128},
     {amx::attend_prefill, prefill_scratch, 64},   {amx::attend_prefill, prefill_scratch, 32}};
 
+constexpr std::int64_t kF16Columns = 32;
+
 const AttendKernel* prefill_for(std::uint32_t group) noexcept {
   const AttendKernel* kernel = kPrefill;
   for (std::uint32_t columns = 2; columns < group && kernel + 1 != std::end(kPrefill); columns *= 2) ++kernel;
@@ -32,8 +34,11 @@ const AttendKernel* prefill_for(std::uint32_t group) noexcept {
 }  // namespace
 
 const AttendKernel* find_amx_attend(const AttendParams& params, std::int64_t q_len) noexcept {
-  if (params.kv_dtype != DType::bf16) return nullptr;
+  if (params.kv_dtype == DType::f32) return nullptr;
   // Columns are the rows of the sequence times the heads of the group; both factors are at most 2^32.
+  if (params.kv_dtype == DType::f16) {  // in bf16 terms, which pays from some columns on
+    return q_len > kF16Columns || q_len * params.group > kF16Columns ? prefill_for(params.group) : nullptr;
+  }
   if (q_len <= amx::kDecodeColumns && q_len * params.group <= amx::kDecodeColumns) return &kDecode;
   return prefill_for(params.group);
 }

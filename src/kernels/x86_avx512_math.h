@@ -24,8 +24,10 @@ inline constexpr float kHiddenLogit = -__builtin_inff();
 /// Lowest logit of a visible key.
 inline constexpr float kLowestLogit = -__FLT_MAX__;
 
-/// bf16 infinity without its sign, shifted left by one: NaN are above, all other values below.
-inline constexpr auto kInfinityBits = static_cast<std::int16_t>(0xff00);
+/// Infinity without its sign, shifted left by one: NaN are above, all other values below.
+PAGEDKV_AMX_INLINE __m512i infinity_bits(DType dtype) noexcept {
+  return _mm512_set1_epi16(static_cast<std::int16_t>(dtype == DType::f16 ? 0xf800 : 0xff00));
+}
 
 /// 2^x. Relative error 1e-7 plus rounding; 0 below -150.
 PAGEDKV_AMX_INLINE __m512 exp2_exact(__m512 x) noexcept {
@@ -75,6 +77,12 @@ PAGEDKV_AMX_INLINE __m512 soft_cap(__m512 x, __m512 cap, __m512 twice_cap) noexc
   __m512 r = _mm512_rcp14_ps(d);  // one Newton step: 14 bits to 24
   r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.f)));
   return _mm512_fnmadd_ps(r, twice_cap, cap);
+}
+
+/// The same with an absolute error of 2e-7 before `cap`.
+PAGEDKV_AMX_INLINE __m512 soft_cap_exact(__m512 x, __m512 cap, __m512 twice_cap) noexcept {
+  x = _mm512_min_ps(_mm512_set1_ps(57.f), x);  // in this order NaN stays NaN
+  return _mm512_sub_ps(cap, _mm512_div_ps(twice_cap, _mm512_add_ps(exp2_exact(x), _mm512_set1_ps(1.f))));
 }
 
 /// In place: row i of 16 x 16 dwords becomes column i.
@@ -147,6 +155,21 @@ PAGEDKV_AMX_INLINE __m512i to_bf16(__m512 low, __m512 high) noexcept {
   return bits;
 }
 
+/// What a bf16 that is cut off, not rounded, leaves of x; 0 of an infinity or a NaN. Cut off again and again, bf16
+/// pieces sum up to x exactly: two to an f16, three to an f32.
+PAGEDKV_AMX_INLINE __m512 beyond_bf16(__m512 x) noexcept {
+  const __m512 cut = _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(~0xffff)));
+  const __m512 rest = _mm512_sub_ps(x, cut);
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(rest, rest, _CMP_ORD_Q), rest);
+}
+
+/// Two vectors of f32 to bf16, cut off: `low` in elements 0..15, `high` in 16..31.
+PAGEDKV_AMX_INLINE __m512i cut_to_bf16(__m512 low, __m512 high) noexcept {
+  const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                         23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return _mm512_permutex2var_epi16(_mm512_castps_si512(low), upper, _mm512_castps_si512(high));
+}
+
 /// The mask of the first `count` lanes, count clamped to 0..16 (or 0..32).
 PAGEDKV_AMX_INLINE __mmask16 first_lanes16(std::int64_t count) noexcept {
   return count >= 16 ? __mmask16{0xffff} : count <= 0 ? __mmask16{0} : static_cast<__mmask16>((1u << count) - 1);
@@ -177,11 +200,11 @@ PAGEDKV_AMX_INLINE void store_floats(std::byte* to, DType dtype, __mmask16 lanes
 }
 
 /// True if no element of a row of `dim` bf16 is an infinity or a NaN.
-PAGEDKV_AMX_INLINE bool is_finite_row(const std::byte* row, std::int64_t dim) noexcept {
+PAGEDKV_AMX_INLINE bool is_finite_row(const std::byte* row, DType dtype, std::int64_t dim) noexcept {
   __mmask32 exceptions = 0;
   for (std::int64_t d = 0; d < dim; d += 32) {
     const __m512i elements = _mm512_maskz_loadu_epi16(first_lanes32(dim - d), row + 2 * d);
-    exceptions |= _mm512_cmpge_epu16_mask(_mm512_add_epi16(elements, elements), _mm512_set1_epi16(kInfinityBits));
+    exceptions |= _mm512_cmpge_epu16_mask(_mm512_add_epi16(elements, elements), infinity_bits(dtype));
   }
   return exceptions == 0;
 }

@@ -181,7 +181,7 @@ const char* to_string(PeakUnit unit) noexcept {
 }
 
 PeakUnit peak_unit_of(std::string_view target, DType kv_dtype) noexcept {
-  if (target == "amx") return kv_dtype == DType::bf16 ? PeakUnit::kAmxBf16 : PeakUnit::kFma512;
+  if (target == "amx") return kv_dtype == DType::f32 ? PeakUnit::kFma512 : PeakUnit::kAmxBf16;
   if (target == "avx512") return PeakUnit::kFma512;
   if (target == "avx2") return PeakUnit::kFma256;
   return PeakUnit::kMulAdd128;
