@@ -369,20 +369,25 @@ class PrefillTask {
     for (int group = tile / 2, end = (stop + 1) / 2; group < end;) {
       const int count = std::min(end - group, 4 - group % 4);
       const std::byte* values = scratch_.values + (std::int64_t{group} / 4 * d_tiles_ * 4 + group % 4) * kTileBytes;
-      for (int term = 0; term < weight_terms() * kv_terms_; ++term) {
-        const std::byte* const v = values + term % kv_terms_ * values_term_bytes();
-        const std::byte* const w = weights + term / kv_terms_ * kWeightTermBytes;
-        if (block.has_sums) {
-          weigh<false>(count, v, 4 * kTileBytes, w, sums(index), d_tiles_);
-        } else {
-          weigh<true>(count, v, 4 * kTileBytes, w, sums(index), d_tiles_);
-        }
-        block.has_sums = true;
-      }
+      weigh_values(count, values, weights, sums(index), block.has_sums);
+      block.has_sums = true;
       weights += count * kWeightBytes, group += count;
     }
     if (num_exceptions_ != 0) [[unlikely]]
       weigh_exceptions(index, tile, stop);
+  }
+
+  /// sums += V^T weights over `count` V tiles of 32 tokens, all terms.
+  void weigh_values(int count, const std::byte* values, const std::byte* weights, float* sums,
+                    bool has_sums) const noexcept {
+    constexpr std::int64_t kStride = 4 * kTileBytes;
+    if (kv_terms_ == 1) {
+      return has_sums ? weigh<1, false>(count, values, kStride, weights, sums, d_tiles_)
+                      : weigh<1, true>(count, values, kStride, weights, sums, d_tiles_);
+    }
+    has_sums ? weigh<kSplitTerms, false>(count, values, kStride, weights, sums, d_tiles_)
+             : weigh<kSplitTerms, true>(count, values, kStride, weights, sums, d_tiles_);
+    weigh<kSplitTerms, false>(count, values + values_term_bytes(), kStride, weights, sums, d_tiles_);
   }
 
   /// Scores of a token tile; those of `next_tile` follow. The slot is filled in later.

@@ -260,31 +260,33 @@ void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePa
   state = local;
 }
 
-template <int kTiles, bool kFromZero, int kStep = 0>
+template <int kTiles, int kTerms, bool kFromZero, int kStep = 0>
 PAGEDKV_AMX_INLINE void weigh_steps(const std::byte* weights, float* sums) noexcept {
-  constexpr int kColumnTile = kStep / kTiles, kTile = kStep % kTiles, kAcc = kColumnTile % 2;
-  if constexpr (kTile == 0) {
+  constexpr int kChain = kTiles * kTerms, kColumnTile = kStep / kChain, kAcc = kColumnTile % 2;
+  constexpr int kLink = kStep % kChain, kTerm = kLink / kTiles, kTile = kLink % kTiles;
+  if constexpr (kLink == 0) {
     if constexpr (kFromZero) {
       tile_zero<kAcc>();
     } else {
       tile_load<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
     }
   }
-  tile_load<2 + kStep % 2>(weights + kTile * kWeightBytes + kColumnTile * kTileBytes, kTileRowBytes);
+  tile_load<2 + kStep % 2>(weights + kTerm * kWeightTermBytes + kTile * kWeightBytes + kColumnTile * kTileBytes,
+                           kTileRowBytes);
   tile_dot<kAcc, 4 + kTile, 2 + kStep % 2>();
-  if constexpr (kColumnTile > 0 && kTile == (kTiles > 1 ? 1 : 0)) {
+  if constexpr (kColumnTile > 0 && kLink == (kChain > 1 ? 1 : 0)) {
     tile_store<1 - kAcc>(sums + (kColumnTile - 1) * kTileFloats, kTileRowBytes);
   }
-  if constexpr (kStep + 1 < kTiles * kColumnTiles) {
-    weigh_steps<kTiles, kFromZero, kStep + 1>(weights, sums);
+  if constexpr (kStep + 1 < kChain * kColumnTiles) {
+    weigh_steps<kTiles, kTerms, kFromZero, kStep + 1>(weights, sums);
   } else {
     tile_store<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
   }
 }
 
 /// sums [d tile][4][16][16] += V^T weights over kTiles k tiles of 32 tokens, or = if kFromZero: V tiles of one d tile
-/// stay in tmm4..7, weights stream through tmm2 and 3, sums are stored one chain late.
-template <int kTiles, bool kFromZero>
+/// stay in tmm4..7, weights (of all terms) stream through tmm2 and 3, sums are stored one chain late.
+template <int kTiles, int kTerms, bool kFromZero>
 void weigh(const std::byte* values, std::int64_t value_stride, const std::byte* weights, float* sums,
            int num_d_tiles) noexcept {
   for (int d = 0; d < num_d_tiles; ++d, values += value_stride, sums += kSlotFloats) {
@@ -292,19 +294,19 @@ void weigh(const std::byte* values, std::int64_t value_stride, const std::byte* 
     if constexpr (kTiles > 1) tile_load<5>(values + kTileBytes, kTileRowBytes);
     if constexpr (kTiles > 2) tile_load<6>(values + 2 * kTileBytes, kTileRowBytes);
     if constexpr (kTiles > 3) tile_load<7>(values + 3 * kTileBytes, kTileRowBytes);
-    weigh_steps<kTiles, kFromZero>(weights, sums);
+    weigh_steps<kTiles, kTerms, kFromZero>(weights, sums);
   }
 }
 
 /// The same for `count` (1..4) k tiles.
-template <bool kFromZero>
+template <int kTerms, bool kFromZero>
 void weigh(int count, const std::byte* values, std::int64_t value_stride, const std::byte* weights, float* sums,
            int num_d_tiles) noexcept {
   switch (count) {
-    case 1: return weigh<1, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
-    case 2: return weigh<2, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
-    case 3: return weigh<3, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
-    default: return weigh<4, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
+    case 1: return weigh<1, kTerms, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
+    case 2: return weigh<2, kTerms, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
+    case 3: return weigh<3, kTerms, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
+    default: return weigh<4, kTerms, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
   }
 }
 
