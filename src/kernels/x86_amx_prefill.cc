@@ -589,10 +589,14 @@ class PrefillTask {
 }  // namespace
 
 std::size_t prefill_scratch_bytes(const AttendParams& params) noexcept {
-  // A plan does not know the format of its queries, and shorter queries may make for more column blocks.
-  AttendParams one_term = params, two_terms = params;
-  one_term.q_dtype = DType::bf16, two_terms.q_dtype = DType::f32;
-  return std::max(PrefillScratch(one_term, nullptr).bytes, PrefillScratch(two_terms, nullptr).bytes);
+  // A plan does not know the format of its queries, and fewer terms of them may make for more column blocks.
+  std::size_t bytes = 0;
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    AttendParams with_queries = params;
+    with_queries.q_dtype = dtype;
+    bytes = std::max(bytes, PrefillScratch(with_queries, nullptr).bytes);
+  }
+  return bytes;
 }
 
 void attend_prefill(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept {
