@@ -17,7 +17,8 @@ namespace pagedkv::tool {
 namespace {
 
 constexpr std::size_t kBatchPages = 64;
-constexpr int kRounds = 20'000;  ///< Pages or batches a sample.
+constexpr int kRounds = 20'000;             ///< Pages a sample.
+constexpr int kBatchRounds = kRounds / 16;  ///< Batches a sample.
 
 struct Options {
   std::uint64_t pages = 16'384;
@@ -68,7 +69,7 @@ int cycle_one_page(PagePool& pool) {
 int cycle_batches(PagePool& pool) {
   int refused = 0;
   std::vector<PageId> ids(kBatchPages);
-  for (int i = 0; i < kRounds / 16; ++i) {
+  for (int i = 0; i < kBatchRounds; ++i) {
     if (!pool.allocate(ids) || !pool.release(ids)) ++refused;
   }
   return refused;
@@ -79,6 +80,7 @@ double contended_seconds(PagePool& pool, int num_threads, std::atomic<int>& refu
   std::atomic<int> ready{0};
   std::atomic<bool> go{false};
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<std::size_t>(num_threads));
   for (int t = 0; t < num_threads; ++t) {
     threads.emplace_back([&] {
       ready.fetch_add(1);
@@ -107,7 +109,7 @@ ExitCode run_bench_pool(const Options& options) {
   for (int i = 0; i < options.samples; ++i) {
     rows[0].ns_a_page.push_back(seconds_of([&] { refused += cycle_one_page(pool); }) * 1e9 / kRounds);
     rows[1].ns_a_page.push_back(seconds_of([&] { refused += cycle_batches(pool); }) * 1e9 /
-                                (kRounds / 16 * static_cast<double>(kBatchPages)));
+                                (kBatchRounds * static_cast<double>(kBatchPages)));
     rows[2].ns_a_page.push_back(contended_seconds(pool, options.threads, refused) * 1e9 / kRounds);
   }
   if (refused != 0 || pool.stats().used_pages != 0) {

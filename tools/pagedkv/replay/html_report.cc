@@ -40,7 +40,8 @@ Json map_of(const ReplayReport& report) {
   for (std::size_t cell = 0; cell < num_cells; ++cell) {
     const std::uint64_t size = begin_of(cell + 1) - begin_of(cell);
     const bool used = 2 * cells[cell].reserved >= size;
-    map.push_back({used ? cells[cell].key : -1, static_cast<double>(cells[cell].held * 100 / size) / 100});
+    const std::uint64_t held_percent = cells[cell].held * 100 / size;  // two decimals are enough for a page
+    map.push_back({used ? cells[cell].key : -1, static_cast<double>(held_percent) / 100});
   }
   return map;
 }
