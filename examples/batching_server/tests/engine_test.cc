@@ -318,6 +318,7 @@ TEST_F(EngineTest, ThreadServesRequestsFromAnyThreadAndDrains) {
   Harness harness(*decoder_, {.pages = 60});
   harness.engine().start();
   std::vector<std::thread> clients;
+  clients.reserve(4);
   std::atomic<int> finished = 0;
   for (unsigned client = 0; client < 4; ++client) {
     clients.emplace_back([&, client] {

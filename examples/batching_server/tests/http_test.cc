@@ -35,7 +35,7 @@ class HttpTest : public ::testing::Test {
     tokenizer_.reset();
   }
 
-  void start(HarnessOptions options = {.page_size = 16, .pages = 2048}, HttpOptions http = {}) {
+  void start(const HarnessOptions& options = {.page_size = 16, .pages = 2048}, HttpOptions http = {}) {
     http.port = 0;
     harness_ = std::make_unique<Harness>(*decoder_, options);
     harness_->engine().start();
@@ -377,6 +377,7 @@ TEST_F(HttpTest, ShutdownFinishesWhatHasBegunAndRefusesTheRest) {
 TEST_F(HttpTest, ManyStreamsAtOnceAllEnd) {
   start({.page_size = 16, .pages = 400});
   std::vector<std::thread> clients;
+  clients.reserve(150);
   std::atomic<int> done = 0;
   for (int i = 0; i < 150; ++i) {
     clients.emplace_back([&, i] {

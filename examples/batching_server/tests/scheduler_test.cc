@@ -125,6 +125,7 @@ TEST(Scheduler, EveryRequestFinishesWhateverTheMix) {
                              .watermark_pages = draw(0, 3)};
     const std::uint64_t capacity = (120 + options.page_size) / options.page_size + draw(0, 100);
     std::vector<SimulatedRequest> requests;
+    requests.reserve(60);
     for (int i = 0; i < 60; ++i) {
       requests.push_back({std::string(1, static_cast<char>('a' + draw(0, 3))), static_cast<int>(draw(0, 2)),
                           draw(0, 100) * 0.001, draw(1, 80), draw(1, 40)});
@@ -178,6 +179,7 @@ TEST(Scheduler, WaitingRaisesPrioritySoNobodyStarves) {
 
 TEST(Scheduler, TenantWithFewRequestsIsNotBuriedByOneWithMany) {
   std::vector<SimulatedRequest> requests;
+  requests.reserve(105);
   for (int i = 0; i < 100; ++i) requests.push_back({"greedy", 0, 0, 32, 32});
   for (int i = 0; i < 5; ++i) requests.push_back({"modest", 0, 0.001, 32, 32});
   Simulation simulation({.max_lanes = 4}, 1000);
@@ -255,6 +257,7 @@ TEST(Scheduler, DraftIsCutToOneTokenRatherThanPreemptingSomebody) {
 TEST(Scheduler, BudgetSmallerThanTheBatchGoesRound) {
   Scheduler scheduler({.token_budget = 2});
   std::vector<LaneId> lanes;
+  lanes.reserve(6);
   for (int i = 0; i < 6; ++i) lanes.push_back(scheduler.add({.pending_tokens = 0, .computed_tokens = 16}, 0));
   for (LaneId id : lanes) scheduler.advanced(id, 16, 1, true);
   std::map<LaneId, int> served;
