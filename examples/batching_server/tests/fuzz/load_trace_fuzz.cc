@@ -22,6 +22,7 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
                            "a request has 1 to max_output tokens to generate");
     }
   } catch (const std::runtime_error&) {
+    // refused, as it may be
   }
   return 0;
 }
