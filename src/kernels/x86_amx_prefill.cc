@@ -430,7 +430,10 @@ class PrefillTask {
       const bool is_finished = finish_logits(index, done, t);
       ScorePass pass = t + 1 < stop ? score_of(index, t + 1, t + 2) : next;
       slot_ ^= 1;
-      pass.scores = slot(slot_), pass.done_scores = done, pass.bend = is_finished ? nullptr : &bend_;
+      pass.scores = slot(slot_), pass.done_scores = done,
+      pass.bend = !is_finished     ? &bend_
+                  : kv_terms_ == 2 ? &unbent_
+                                   : nullptr;
       pass.weights = scratch_.weights + (t - tile) / 2 * kWeightBytes + (t - tile) % 2 * (kTileBytes / 2);
       if (pass.k.at != nullptr) {
         if (const std::byte* lines = ahead_.take(ahead_lines_); lines != nullptr) pass.ahead = lines;
@@ -573,8 +576,9 @@ class PrefillTask {
   std::int64_t chunk_ = 0;  // first token of the chunk at hand
   int num_blocks_ = 0;
   KeyTile keys_[std::size_t{kChunkTiles}] = {};
-  ChunkPrefetcher ahead_;  // of the next chunk
-  Bend bend_;              // of the token tile at hand, unless all is plain
+  ChunkPrefetcher ahead_;          // of the next chunk
+  Bend bend_;                      // of the token tile at hand, unless all is plain
+  const Bend unbent_ = no_bend();  // of scores that are logits already, beside split weights
   /// A token of the chunk whose V is not finite, and that row.
   struct Exception {
     std::int32_t token;

@@ -11,6 +11,13 @@ PAGEDKV_AMX_BEGIN
 namespace pagedkv::kernels::amx {
 namespace {
 
+/// Leaves scores as they are.
+[[maybe_unused]] Bend no_bend() noexcept {
+  Bend bend{};
+  bend.scale = _mm512_set1_ps(1.f);
+  return bend;
+}
+
 /// Soft cap and ALiBi of a block's columns, from `token` on.
 [[maybe_unused]] void aim_bend(Bend& bend, const AttendParams& params, const ColumnBlock& block,
                                std::int32_t token) noexcept {

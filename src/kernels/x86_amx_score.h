@@ -127,13 +127,13 @@ struct KeyTile {
 
 /// What one pass of scores works on. The softmax side is unused if the pass has no units.
 struct ScorePass {
-  KeyTile k;                 ///< Of this token tile, from the first K tile of the pass on.
-  const std::byte* k_next;   ///< The next token tile, to prefetch.
-  const std::byte* queries;  ///< Of this pass in column tile 0; column tiles are `query_stride` apart.
-  std::int64_t query_stride;
-  float* scores;             ///< Slot to fill.
-  const float* done_scores;  ///< Slot that the softmax reads.
-  const Bend* bend;          ///< Of the scores in that slot, or null if they need none any more.
+  KeyTile k;                               ///< Of this token tile, from the first K tile of the pass on.
+  const std::byte* k_next;                 ///< The next token tile, to prefetch.
+  const std::byte* queries;                ///< Of this pass in column tile 0; column tiles are `query_stride` apart.
+  std::int64_t query_stride, term_stride;  ///< Of a column tile, and of a term of the queries.
+  float* scores;                           ///< Slot to fill.
+  const float* done_scores;                ///< Slot that the softmax reads.
+  const Bend* bend;                        ///< Of the scores in that slot, or null if they need none any more.
   std::byte* weights;
   int k_terms;             ///< bf16 terms of K: as many times the K tiles, one after the other.
   bool is_split;           ///< Weights in kSplitTerms terms, kWeightTermBytes apart.
@@ -143,37 +143,42 @@ struct ScorePass {
 /// Tile product number kStep of a pass over kTiles K tiles, and its share of the softmax units [kFirst, kLast).
 /// K stays in tmm4..7, queries stream through tmm2 and 3, sums alternate between tmm0 and 1 and are stored in the
 /// middle of the next chain: stores in a burst would each wait for their chain, 20 % of the rate.
-template <int kTiles, bool kFromZero, int kForm, int kFirst, int kLast, int kStep = 0>
+template <int kTiles, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast, int kStep = 0>
 PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) noexcept {
-  constexpr int kColumnTile = kStep / kTiles, kTile = kStep % kTiles, kAcc = kColumnTile % 2;
-  constexpr int kSteps = kTiles * kColumnTiles;
-  if constexpr (kTile == 0) {
+  constexpr int kChain = kTiles * kTerms, kColumnTile = kStep / kChain, kAcc = kColumnTile % 2;
+  constexpr int kLink = kStep % kChain, kTerm = kLink / kTiles, kTile = kLink % kTiles;
+  constexpr int kSteps = kChain * kColumnTiles;
+  if constexpr (kLink == 0) {
     if constexpr (kFromZero) {
       tile_zero<kAcc>();
     } else {
       tile_load<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
     }
   }
-  tile_load<2 + kStep % 2>(pass.queries + kColumnTile * pass.query_stride + kTile * kTileBytes, kTileRowBytes);
+  tile_load<2 + kStep % 2>(
+      pass.queries + kColumnTile * pass.query_stride + kTerm * pass.term_stride + kTile * kTileBytes, kTileRowBytes);
   tile_dot<kAcc, 4 + kTile, 2 + kStep % 2>();
-  if constexpr (kColumnTile > 0 && kTile == (kTiles > 1 ? 1 : 0)) {
+  if constexpr (kColumnTile > 0 && kLink == (kChain > 1 ? 1 : 0)) {
     tile_store<1 - kAcc>(pass.scores + (kColumnTile - 1) * kTileFloats, kTileRowBytes);
   }
-  for (int line = 0; line < 4; ++line) {  // 7-11 % against loading cold tiles; all at once loses more than it gains
-    _mm_prefetch(reinterpret_cast<const char*>(pass.k_next) + (kStep * 4 + line) * 64, _MM_HINT_T0);
+  if constexpr (kTerm == 0) {
+    constexpr int kPart = kColumnTile * kTiles + kTile;
+    for (int line = 0; line < 4; ++line) {  // 7-11 % against loading cold tiles; all at once loses more than it gains
+      _mm_prefetch(reinterpret_cast<const char*>(pass.k_next) + (kPart * 4 + line) * 64, _MM_HINT_T0);
+    }
+    // Unconditional: a branch here costs 5 % of the rate.
+    _mm_prefetch(reinterpret_cast<const char*>(pass.ahead) + kPart * 64, _MM_HINT_T1);
   }
-  // Unconditional: a branch here costs 5 % of the rate.
-  _mm_prefetch(reinterpret_cast<const char*>(pass.ahead) + kStep * 64, _MM_HINT_T1);
   softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps, kForm>(
       state, pass.done_scores, pass.weights, pass.bend);
   if constexpr (kStep + 1 < kSteps) {
-    score_steps<kTiles, kFromZero, kForm, kFirst, kLast, kStep + 1>(state, pass);
+    score_steps<kTiles, kTerms, kFromZero, kForm, kFirst, kLast, kStep + 1>(state, pass);
   } else {
     tile_store<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
   }
 }
 
-template <int kTiles, bool kFromZero, int kForm, int kFirst, int kLast>
+template <int kTiles, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
 __attribute__((noinline)) void score_pass(SoftmaxState& state, const ScorePass& pass) noexcept {
   SoftmaxState local = state;
   const KeyTile& k = pass.k;
@@ -181,63 +186,59 @@ __attribute__((noinline)) void score_pass(SoftmaxState& state, const ScorePass& 
   if constexpr (kTiles > 1) tile_load<5>(k.at + k.tile_bytes, k.row_bytes);
   if constexpr (kTiles > 2) tile_load<6>(k.at + 2 * k.tile_bytes, k.row_bytes);
   if constexpr (kTiles > 3) tile_load<7>(k.at + 3 * k.tile_bytes, k.row_bytes);
-  score_steps<kTiles, kFromZero, kForm, kFirst, kLast>(local, pass);
+  score_steps<kTiles, kTerms, kFromZero, kForm, kFirst, kLast>(local, pass);
   state = local;
 }
 
-/// The pass over `num_tiles` (1..4) K tiles.
-template <bool kFromZero, int kForm, int kFirst, int kLast>
+/// The pass over `num_tiles` (1..4) K tiles and kTerms terms of the queries.
+template <int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass_of(int num_tiles, SoftmaxState& state, const ScorePass& pass) noexcept {
   switch (num_tiles) {
-    case 1: return score_pass<1, kFromZero, kForm, kFirst, kLast>(state, pass);
-    case 2: return score_pass<2, kFromZero, kForm, kFirst, kLast>(state, pass);
-    case 3: return score_pass<3, kFromZero, kForm, kFirst, kLast>(state, pass);
-    default: return score_pass<4, kFromZero, kForm, kFirst, kLast>(state, pass);
+    case 1: return score_pass<1, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+    case 2: return score_pass<2, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+    case 3: return score_pass<3, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+    default: return score_pass<4, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
   }
+}
+template <bool kFromZero, int kForm, int kFirst, int kLast>
+PAGEDKV_AMX_INLINE void score_pass_of(int num_tiles, int num_terms, SoftmaxState& state,
+                                      const ScorePass& pass) noexcept {
+  if (num_terms == 1) return score_pass_of<1, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
+  if (num_terms == 2) return score_pass_of<2, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
+  score_pass_of<3, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
 }
 template <bool kFromZero, int kFirst, int kLast>
-PAGEDKV_AMX_INLINE void score_pass(int num_tiles, SoftmaxState& state, const ScorePass& pass) noexcept {
+PAGEDKV_AMX_INLINE void score_pass(int num_tiles, int num_terms, SoftmaxState& state, const ScorePass& pass) noexcept {
   if constexpr (kFirst < kLast) {
     const int form = (pass.bend != nullptr ? kBent : 0) + (pass.is_split ? kSplit : 0);
-    if (form == kBent) return score_pass_of<kFromZero, kBent, kFirst, kLast>(num_tiles, state, pass);
-    if (form == kSplit) return score_pass_of<kFromZero, kSplit, kFirst, kLast>(num_tiles, state, pass);
-    if (form != 0) return score_pass_of<kFromZero, kBent + kSplit, kFirst, kLast>(num_tiles, state, pass);
+    if (form == kBent) return score_pass_of<kFromZero, kBent, kFirst, kLast>(num_tiles, num_terms, state, pass);
+    // Split weights belong to f16 pages, whose scores are always bent.
+    if (form != 0) return score_pass_of<kFromZero, kBent + kSplit, kFirst, kLast>(num_tiles, num_terms, state, pass);
   }
-  score_pass_of<kFromZero, 0, kFirst, kLast>(num_tiles, state, pass);
+  score_pass_of<kFromZero, 0, kFirst, kLast>(num_tiles, num_terms, state, pass);
 }
 
-/// Scores of one token tile over all `num_tiles` K tiles (four a pass: their K tiles stay in registers) and all terms
-/// of the queries; if kSoftmax, the weights of the tile before come out during the first and the last pass.
+/// Scores of one token tile over all `num_tiles` K tiles (four a pass: their K tiles stay in registers), all terms of
+/// K, one a pass, and all terms of the queries, in one chain of products. If kSoftmax, the weights of the tile before
+/// come out during the first and the last pass.
 template <bool kSoftmax>
 void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePass& tile) noexcept {
   constexpr int kAll = kSoftmax ? kUnits : 0, kHalf = kAll / 2;
-  const int passes_a_term = (num_tiles + 3) / 4, passes_a_row = passes_a_term * num_terms;
-  const int num_passes = passes_a_row * tile.k_terms;
-  if (num_passes == 1) return score_pass<true, 0, kAll>(num_tiles, state, tile);
+  const int passes_a_term = (num_tiles + 3) / 4, num_passes = passes_a_term * tile.k_terms;
+  ScorePass pass = tile;
+  pass.term_stride = num_tiles * kTileBytes;
+  if (num_passes == 1) return score_pass<true, 0, kAll>(num_tiles, num_terms, state, pass);
   for (int i = 0; i < num_passes; ++i) {
     const int first = i % passes_a_term * 4, count = num_tiles - first < 4 ? num_tiles - first : 4;
-    ScorePass pass = tile;
-    pass.k.at += (i / passes_a_row * num_tiles + first) * tile.k.tile_bytes, pass.k_next += first * kTileBytes;
-    pass.queries += (i % passes_a_row / passes_a_term * num_tiles + first) * kTileBytes;
-    if (num_passes >= 4 && kSoftmax) {
-      constexpr int kQuarter = kAll / 4;
-      if (i == 0) {
-        score_pass<true, 0, kQuarter>(count, state, pass);
-      } else if (i == 1) {
-        score_pass<false, kQuarter, 2 * kQuarter>(count, state, pass);
-      } else if (i == 2) {
-        score_pass<false, 2 * kQuarter, 3 * kQuarter>(count, state, pass);
-      } else if (i == 3) {
-        score_pass<false, 3 * kQuarter, kAll>(count, state, pass);
-      } else {
-        score_pass<false, 0, 0>(count, state, pass);
-      }
-    } else if (i == 0) {
-      score_pass<true, 0, kHalf>(count, state, pass);
+    const int k_tile = i / passes_a_term * num_tiles + first;
+    pass.k.at = tile.k.at + k_tile * tile.k.tile_bytes, pass.k_next = tile.k_next + k_tile * kTileBytes;
+    pass.queries = tile.queries + first * kTileBytes;
+    if (i == 0) {
+      score_pass<true, 0, kHalf>(count, num_terms, state, pass);
     } else if (i + 1 < num_passes) {
-      score_pass<false, 0, 0>(count, state, pass);
+      score_pass<false, 0, 0>(count, num_terms, state, pass);
     } else {
-      score_pass<false, kHalf, kAll>(count, state, pass);
+      score_pass<false, kHalf, kAll>(count, num_terms, state, pass);
     }
   }
 }
@@ -247,11 +248,7 @@ void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePa
                                    bool is_split) noexcept {
   SoftmaxState local = state;
   if (is_split) {
-    if (bend != nullptr) {
-      softmax_units<0, kUnits, kBent + kSplit>(local, scores, weights, bend);
-    } else {
-      softmax_units<0, kUnits, kSplit>(local, scores, weights, bend);
-    }
+    softmax_units<0, kUnits, kBent + kSplit>(local, scores, weights, bend);
   } else if (bend != nullptr) {
     softmax_units<0, kUnits, kBent>(local, scores, weights, bend);
   } else {
