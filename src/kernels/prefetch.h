@@ -3,13 +3,12 @@
 // Layer: kernels. Measured on a Sapphire Rapids class Xeon (docs/KERNELS.md): what limits a core is how many lines it
 // waits for at once. A software prefetch holds one of 16 line buffers until its line is there; the hardware's streams
 // into L2 hold none, but a stream needs requests for rising lines of one OS page, and time. So prefetches go round
-// eight OS pages, four lines each: eight streams run ahead of them, and most prefetches find their line in L2.
+// several OS pages, four lines each: as many streams run ahead of them, and most prefetches find their line in L2.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 
 namespace pagedkv::kernels {
 
@@ -75,14 +74,14 @@ class StreamPrefetcher {
     std::ptrdiff_t num_groups = 0;
     Round* round = rounds_;
     for (const RowsAhead::Piece* piece = rows.begin(); piece != rows.end(); ++round) {
-      *round = {piece, std::min(piece + kStreams, rows.end()), 0};
+      *round = {piece, rows.end() - piece > kStreams ? piece + kStreams : rows.end(), 0};
       for (; piece != round->end; ++piece) {
         const std::ptrdiff_t bytes = piece->end - piece->begin;
         round->bytes = std::max(round->bytes, bytes);
         num_groups += (bytes + kGroupBytes - 1) / kGroupBytes;
       }
     }
-    *round = {&kNothing, &kNothing + 1, std::numeric_limits<std::ptrdiff_t>::max()};
+    *round = {nullptr, nullptr, 0};
     pace_ = num_groups * kOne / static_cast<std::ptrdiff_t>(num_steps + 1) + 1;
     credit_ = 0;
     begin_round(rounds_);
@@ -101,7 +100,7 @@ class StreamPrefetcher {
   struct Round {
     const RowsAhead::Piece* begin;
     const RowsAhead::Piece* end;
-    std::ptrdiff_t bytes;  // of the longest
+    std::ptrdiff_t bytes;  // of the longest; 0 behind the last round
   };
 
   [[gnu::always_inline]] void emit() noexcept {
@@ -120,11 +119,12 @@ class StreamPrefetcher {
     if (offset_ >= round_->bytes) begin_round(round_ + 1);
   }
 
-  void begin_round(const Round* round) noexcept { round_ = round, piece_ = round->begin, offset_ = 0; }
+  void begin_round(const Round* round) noexcept {
+    round_ = round, piece_ = round->begin, offset_ = 0;
+    if (round->bytes == 0) pace_ = credit_ = 0;  // behind the last one: no step calls emit any more
+  }
 
-  static constexpr RowsAhead::Piece kNothing = {nullptr, nullptr};
-
-  const RowsAhead::Piece* piece_ = &kNothing;  // next in the round
+  const RowsAhead::Piece* piece_ = nullptr;  // next in the round
   const Round* round_ = rounds_;
   std::ptrdiff_t offset_ = 0;             // bytes from the begin of each piece
   std::ptrdiff_t pace_ = 0, credit_ = 0;  // groups a step, and groups owed

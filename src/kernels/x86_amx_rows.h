@@ -128,21 +128,14 @@ class ChunkPrefetcher {
 
   /// Hands out `count` lines that follow each other (some perhaps behind the end of their run); null if none is left.
   PAGEDKV_AMX_INLINE const std::byte* take(int count) noexcept {
-    if (line_ >= end_) {
-      if (next_run_ == num_runs_) return nullptr;
-      line_ = runs_[next_run_].begin, end_ = runs_[next_run_++].end;
-    }
+    if (!find_line()) return nullptr;
     const std::byte* const first = line_;
     line_ += count * 64;
     return first;
   }
 
   PAGEDKV_AMX_INLINE void emit(int count) noexcept {
-    for (; count > 0; --count) {
-      if (line_ >= end_) {
-        if (next_run_ == num_runs_) return;
-        line_ = runs_[next_run_].begin, end_ = runs_[next_run_++].end;
-      }
+    for (; count > 0 && find_line(); --count) {
       _mm_prefetch(reinterpret_cast<const char*>(line_), _MM_HINT_T1);
       line_ += 64;
     }
@@ -162,6 +155,14 @@ class ChunkPrefetcher {
       runs_[num_runs_++] = {begin, first + bytes};
       num_lines_ += static_cast<int>((first + bytes - begin + 63) / 64);
     }
+  }
+
+  /// Goes on to the next run behind the end of one; false if none is left.
+  PAGEDKV_AMX_INLINE bool find_line() noexcept {
+    if (line_ < end_) return true;
+    if (next_run_ == num_runs_) return false;
+    line_ = runs_[next_run_].begin, end_ = runs_[next_run_++].end;
+    return true;
   }
 
   const std::byte* line_ = nullptr;

@@ -341,13 +341,7 @@ void expect_exceptions_stay_where_seen(ProblemShape shape, Poisoned poisoned) {
     const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
     poison(61, 3, poisoned == Poisoned::kKeys ? nan : -infinity);
     poison(66, 20, nan);
-    const auto want = problem.reference();
-    ASSERT_TRUE(want.has_value()) << want.error().what;
-    for (const char* target : runnable_targets()) {
-      SCOPED_TRACE(std::string(target) + " " + to_string(format));
-      auto got = problem.run(target);
-      ASSERT_TRUE(got.has_value()) << got.error().what;
-      Outputs finite = *want;
+    on_every_target(problem, [&](const char* target, Outputs finite, Outputs got) {
       const auto blank = [](std::vector<double>& wanted, std::vector<double>& found) {
         std::size_t count = 0;
         for (std::size_t i = 0; i < wanted.size(); ++i) {
@@ -357,10 +351,10 @@ void expect_exceptions_stay_where_seen(ProblemShape shape, Poisoned poisoned) {
         }
         return count;
       };
-      const std::size_t num_exceptions = blank(finite.out, got->out) + blank(finite.lse, got->lse);
+      const std::size_t num_exceptions = blank(finite.out, got.out) + blank(finite.lse, got.lse);
       EXPECT_GT(num_exceptions, 0U);
-      ASSERT_EQ(problem.difference(*got, finite, arithmetic_of(target, format)), "");
-    }
+      ASSERT_EQ(problem.difference(got, finite, arithmetic_of(target, format)), "");
+    });
   }
 }
 
@@ -421,20 +415,15 @@ void expect_very_low_logits_seen(ProblemShape shape) {
   for (const DType format : {DType::f32, DType::bf16}) {
     shape.config.kv_dtype = format;
     const Problem problem(shape);
-    const auto want = problem.reference();
-    ASSERT_TRUE(want.has_value()) << want.error().what;
-    EXPECT_TRUE(
-        std::any_of(want->lse.begin(), want->lse.end(), [](double x) { return std::isfinite(x) && x < -1e36; }));
-    for (const char* target : runnable_targets()) {
-      SCOPED_TRACE(std::string(target) + " " + to_string(format));
-      const auto got = problem.run(target);
-      ASSERT_TRUE(got.has_value()) << got.error().what;
-      for (std::size_t i = 0; i < want->out.size(); ++i) ASSERT_NEAR(got->out[i], want->out[i], 1e-3) << i;
-      for (std::size_t i = 0; i < want->lse.size(); ++i) {
-        const bool sees_nothing = std::isinf(want->lse[i]);
-        ASSERT_TRUE(sees_nothing ? got->lse[i] == want->lse[i] : std::fabs(got->lse[i] - want->lse[i]) < 1e34) << i;
+    on_every_target(problem, [](const char*, const Outputs& want, const Outputs& got) {
+      EXPECT_TRUE(
+          std::any_of(want.lse.begin(), want.lse.end(), [](double x) { return std::isfinite(x) && x < -1e36; }));
+      for (std::size_t i = 0; i < want.out.size(); ++i) ASSERT_NEAR(got.out[i], want.out[i], 1e-3) << i;
+      for (std::size_t i = 0; i < want.lse.size(); ++i) {
+        const bool sees_nothing = std::isinf(want.lse[i]);
+        ASSERT_TRUE(sees_nothing ? got.lse[i] == want.lse[i] : std::fabs(got.lse[i] - want.lse[i]) < 1e34) << i;
       }
-    }
+    });
   }
 }
 
@@ -467,23 +456,18 @@ TEST(Attend, KeysUnderTheLowestFiniteBiasAreSeenWhenThereIsNothingElse) {
       std::memcpy(&entry, mask.data() + i, sizeof(float));
       if (std::isfinite(entry)) std::memcpy(const_cast<std::byte*>(mask.data()) + i, &lowest, sizeof(float));
     }
-    const auto want = problem.reference();
-    ASSERT_TRUE(want.has_value()) << want.error().what;
-    for (const char* target : runnable_targets()) {
-      SCOPED_TRACE(std::string(target) + " " + to_string(format));
-      const auto got = problem.run(target);
-      ASSERT_TRUE(got.has_value()) << got.error().what;
+    on_every_target(problem, [format](const char* target, const Outputs& want, const Outputs& got) {
       const double bound = arithmetic_of(target, format).p + 1e-5;
-      for (std::size_t i = 0; i < want->out.size(); ++i) ASSERT_NEAR(got->out[i], want->out[i], bound) << i;
-      for (std::size_t i = 0; i < want->lse.size(); ++i) {
-        if (std::isinf(want->lse[i])) {
-          ASSERT_EQ(got->lse[i], want->lse[i]) << i;  // a row that the mask hides everything from
+      for (std::size_t i = 0; i < want.out.size(); ++i) ASSERT_NEAR(got.out[i], want.out[i], bound) << i;
+      for (std::size_t i = 0; i < want.lse.size(); ++i) {
+        if (std::isinf(want.lse[i])) {
+          ASSERT_EQ(got.lse[i], want.lse[i]) << i;  // a row that the mask hides everything from
         } else {
-          ASSERT_LT(got->lse[i], -2e38) << i;
-          ASSERT_TRUE(std::isfinite(got->lse[i])) << i;
+          ASSERT_LT(got.lse[i], -2e38) << i;
+          ASSERT_TRUE(std::isfinite(got.lse[i])) << i;
         }
       }
-    }
+    });
   }
 }
 
