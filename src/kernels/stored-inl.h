@@ -159,9 +159,10 @@ HWY_INLINE VecF32 load_part(const std::byte* row, std::size_t dim) {
   return Codec::template load_part<kPart>(reinterpret_cast<const typename Codec::Stored*>(row) + dim);
 }
 
-// The last `count` < kLanes elements of a row, from `dim` on, and zeros.
+// `count` <= kLanes elements of a row from `dim` on, and zeros.
 template <class Codec>
 HWY_INLINE VecF32 load_rest(const std::byte* row, std::size_t dim, std::size_t count) {
+  if (count == kLanes) return Codec::load(reinterpret_cast<const typename Codec::Stored*>(row) + dim);
   typename Codec::Stored elements[kLanes] = {};
   std::memcpy(elements, row + dim * sizeof(elements[0]), count * sizeof(elements[0]));
   return Codec::load(elements);
@@ -181,7 +182,8 @@ void to_parts(float* row, std::size_t dims) noexcept {
   }
 }
 
-/// Vector v of a query row in parts, to q [vectors][stride]: a product finds the vectors of all rows side by side.
+/// The vectors of a query row in parts, to q [vectors][stride]: a product finds those of all rows side by side. `row`
+/// has zeros up to a whole vector.
 template <class Codec>
 void spread_query(float* row, std::size_t dims, float* q, std::size_t stride) noexcept {
   const F32 d;

@@ -13,8 +13,7 @@
 // and V byte once a task of up to 2048 columns. Limit: port 0 beside TMUL (softmax), L2 to L1 traffic.
 #include "kernels/x86_amx_kernels.h"
 #include "kernels/x86_amx_prefill_mask.h"
-#include "kernels/x86_amx_rows.h"
-#include "kernels/x86_amx_score.h"
+#include "kernels/x86_amx_prefill_pack.h"
 
 #if defined(__x86_64__)
 PAGEDKV_AMX_BEGIN
@@ -34,13 +33,11 @@ class PrefillTask {
         kv_terms_(kv_terms_of(params)),
         scale_(params.sm_scale * kLog2E),
         ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles),
-        has_whole_key_tiles_(kv_terms_ == 1 && rows_.k_bytes % kTileRowBytes == 0 && rows_.k_stride == rows_.k_bytes),
         is_plain_(kv_terms_ == 1 && params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
         hides_raw_(params.logits_soft_cap == 0 && scale_ > 1e-20f),
-        is_backward_(params.alibi_slopes != nullptr) {
-    std::memset(scratch_.zero_row, 0, static_cast<std::size_t>(std::max(k_tiles_, d_tiles_ / 2)) * kTileRowBytes);
-  }
+        is_backward_(params.alibi_slopes != nullptr),
+        packed_(params, rows_, scratch_) {}
 
   void run() noexcept {
     TileConfig config;
@@ -70,7 +67,7 @@ class PrefillTask {
     const std::int64_t first_chunk = begin / kChunk * kChunk, last_chunk = (end - 1) / kChunk * kChunk;
     chunk_ = is_backward_ ? last_chunk : first_chunk;
     for (; chunk_ >= first_chunk && chunk_ <= last_chunk; chunk_ += is_backward_ ? -kChunk : kChunk) {
-      pack_chunk(std::max(begin, chunk_), std::min(end, chunk_ + kChunk));
+      packed_.pack(chunk_, std::max(begin, chunk_), std::min(end, chunk_ + kChunk));
       slot_is_scored_ = false;
       for (int b = 0; b < num_blocks_; ++b) {
         plan_prefetch(b, begin, end);
@@ -152,108 +149,10 @@ class PrefillTask {
     }
   }
 
-  /// Tokens [begin, end) of the chunk into K tiles and transposed V tiles; zeros up to whole groups of 32.
-  void pack_chunk(std::int64_t begin, std::int64_t end) noexcept {
-    const std::int64_t first_group = begin / kGroupTokens * kGroupTokens;
-    num_exceptions_ = 0;
-    ChunkPrefetcher ahead;
-    for (std::int64_t token = first_group; token < end; token += kGroupTokens) {
-      ahead.clear();
-      const std::int64_t next = token + 2 * kGroupTokens;
-      if (next < end) ahead.add(rows_, next, std::min<std::int64_t>(kGroupTokens, end - next));
-      GroupRows group(rows_, token, begin, end, scratch_.zero_row);
-      const int index = static_cast<int>((token - chunk_) / kGroupTokens);
-      for (int half = 0; half < 2; ++half) {
-        if (find_keys(token + half * kTileRows, begin, end)) continue;
-        pack_keys(group.k + half * kTileRows, index * 2 + half, ahead);
-      }
-      if (pack_values(group, index, ahead)) [[unlikely]]
-        pack_exceptions(group, token, ahead);
-    }
-  }
-
-  /// True if the K rows of 16 tokens can stand in place: side by side in a page, all there, of whole tiles.
-  bool find_keys(std::int64_t token, std::int64_t begin, std::int64_t end) noexcept {
-    if (!has_whole_key_tiles_ || token < begin || token + kTileRows > end) return false;
-    const KvRows::Run run = rows_.at(token);
-    if (run.rows < kTileRows) return false;
-    keys_[(token - chunk_) / kTileRows] = {run.k, rows_.k_stride, kTileRowBytes};
-    return true;
-  }
-
-  /// 16 rows of K to tiles of 32 dims.
-  void pack_keys(const std::byte* const* rows, int tile, ChunkPrefetcher& ahead) noexcept {
-    const std::int64_t bytes = rows_.k_bytes;
-    const int lines = ahead.num_lines() / (2 * kGroupTokens);
-    std::byte* const tiles = scratch_.k + std::int64_t{tile} * kv_terms_ * k_tiles_ * kTileBytes;
-    for (int t = 0; t < kTileRows; ++t) {
-      for (int i = 0; i < kv_terms_ * k_tiles_ && kv_terms_ == 2; ++i) {
-        _mm512_store_si512(
-            tiles + i * kTileBytes + t * kTileRowBytes,
-            exact_piece(rows[t], DType::f16, i % k_tiles_ * 32, static_cast<int>(bytes / 2), i / k_tiles_));
-      }
-      for (int i = 0; i < k_tiles_ && kv_terms_ == 1; ++i) {
-        const __mmask32 lanes = first_lanes32((bytes - i * 64) / 2);
-        _mm512_store_si512(tiles + i * kTileBytes + t * kTileRowBytes,
-                           _mm512_maskz_loadu_epi16(lanes, rows[t] + i * 64));
-      }
-      ahead.emit(lines);
-    }
-    keys_[tile] = {tiles, kTileRowBytes, kTileBytes};
-  }
-
-  /// True if an infinity or a NaN is among the values.
-  bool pack_values(const GroupRows& group, int index, ChunkPrefetcher& ahead) noexcept {
-    // Dwords (2 tokens) of dimensions 0..15 and 16..31 of a 64-byte piece.
-    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
-                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    const std::int64_t dim = params_.v_head_dim;
-    std::byte* const first = scratch_.values + (std::int64_t{index} / 4 * d_tiles_ * 4 + index % 4) * kTileBytes;
-    const int lines = ahead.num_lines() / d_tiles_ / (has_whole_key_tiles_ ? 8 : 16 * kv_terms_) + 1;
-    __m512i largest = _mm512_setzero_si512();  // of the values without their sign, in the upper 15 bits
-    for (int tile = 0; tile < kv_terms_ * d_tiles_; tile += 2) {
-      const int term = tile / d_tiles_, d = tile % d_tiles_;
-      std::byte* const to = first + term * values_term_bytes() + d * 4 * kTileBytes;
-      const __mmask32 lanes = first_lanes32(dim - d * 16);
-      __m512i a[16], b[16];
-      for (int pair = 0; pair < 16; ++pair) {
-        __m512i even = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair] + d * 32);
-        __m512i odd = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair + 1] + d * 32);
-        largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_add_epi16(even, even), _mm512_add_epi16(odd, odd)));
-        if (kv_terms_ == 2) {
-          even = exact_piece(group.v[2 * pair], DType::f16, d * 16, static_cast<int>(dim), term);
-          odd = exact_piece(group.v[2 * pair + 1], DType::f16, d * 16, static_cast<int>(dim), term);
-        }
-        a[pair] = _mm512_permutex2var_epi16(even, low, odd);
-        b[pair] = _mm512_permutex2var_epi16(even, high, odd);
-        ahead.emit(lines);
-      }
-      transpose16(a);
-      transpose16(b);
-      for (int i = 0; i < 16; ++i) {
-        _mm512_store_si512(to + i * kTileRowBytes, a[i]);
-        _mm512_store_si512(to + 4 * kTileBytes + i * kTileRowBytes, b[i]);
-      }
-    }
-    return _mm512_cmpge_epu16_mask(largest, infinity_bits(params_.kv_dtype)) != 0;
-  }
-
-  /// Packs zeros for the rows that hold an infinity or a NaN, and notes them: a product with weight 0 would make NaN of
-  /// columns that do not see them.
-  void pack_exceptions(GroupRows& group, std::int64_t token, ChunkPrefetcher& ahead) noexcept {
-    for (int t = 0; t < kGroupTokens; ++t) {
-      if (is_finite_row(group.v[t], params_.kv_dtype, params_.v_head_dim)) continue;
-      exceptions_[num_exceptions_++] = {static_cast<std::int32_t>(token - chunk_) + t, group.v[t]};
-      group.v[t] = scratch_.zero_row;
-    }
-    pack_values(group, static_cast<int>((token - chunk_) / kGroupTokens), ahead);
-  }
-
   /// Adds the noted rows of tiles [tile, stop) to the columns that give them weight.
   void weigh_exceptions(int index, int tile, int stop) noexcept {
-    for (int i = 0; i < num_exceptions_; ++i) {
-      const int token = exceptions_[i].token - tile * kTileRows;
+    for (const PackedChunk::Exception& exception : packed_.exceptions()) {
+      const int token = exception.token - tile * kTileRows;
       if (token < 0 || token >= (stop - tile) * kTileRows) continue;
       const std::byte* const weights =
           scratch_.weights + token / kGroupTokens * kWeightBytes + token % kGroupTokens / 2 * kTileRowBytes;
@@ -268,8 +167,8 @@ class PrefillTask {
         const __mmask16 sees = _mm512_cmp_ps_mask(weight, _mm512_setzero_ps(), _CMP_NEQ_UQ);
         for (int d = 0; sees != 0 && d < static_cast<int>(params_.v_head_dim); ++d) {
           float* const sum = sums(index) + d / 16 * kSlotFloats + c * kTileFloats + d % 16 * 16;
-          const __m512 v = _mm512_set1_ps(
-              _mm512_cvtss_f32(load_floats(exceptions_[i].v + 2 * d, params_.kv_dtype, first_lanes16(1))));
+          const __m512 v =
+              _mm512_set1_ps(_mm512_cvtss_f32(load_floats(exception.v + 2 * d, params_.kv_dtype, first_lanes16(1))));
           _mm512_store_ps(sum, _mm512_mask3_fmadd_ps(weight, v, _mm512_load_ps(sum), sees));
         }
       }
@@ -368,12 +267,11 @@ class PrefillTask {
     const std::byte* weights = scratch_.weights;
     for (int group = tile / 2, end = (stop + 1) / 2; group < end;) {
       const int count = std::min(end - group, 4 - group % 4);
-      const std::byte* values = scratch_.values + (std::int64_t{group} / 4 * d_tiles_ * 4 + group % 4) * kTileBytes;
-      weigh_values(count, values, weights, sums(index), block.has_sums);
+      weigh_values(count, packed_.values(group), weights, sums(index), block.has_sums);
       block.has_sums = true;
       weights += count * kWeightBytes, group += count;
     }
-    if (num_exceptions_ != 0) [[unlikely]]
+    if (!packed_.exceptions().empty()) [[unlikely]]
       weigh_exceptions(index, tile, stop);
   }
 
@@ -387,20 +285,17 @@ class PrefillTask {
     }
     has_sums ? weigh<kSplitTerms, false>(count, values, kStride, weights, sums, d_tiles_)
              : weigh<kSplitTerms, true>(count, values, kStride, weights, sums, d_tiles_);
-    weigh<kSplitTerms, false>(count, values + values_term_bytes(), kStride, weights, sums, d_tiles_);
+    weigh<kSplitTerms, false>(count, values + packed_.values_term_bytes(), kStride, weights, sums, d_tiles_);
   }
 
   /// Scores of a token tile; those of `next_tile` follow. The slot is filled in later.
   ScorePass score_of(int index, int tile, int next_tile) const noexcept {
     ScorePass pass{};
-    pass.k = keys_[tile], pass.k_next = keys_[next_tile % kChunkTiles].at;
+    pass.k = packed_.keys(tile), pass.k_next = packed_.keys(next_tile % kChunkTiles).at;
     pass.k_terms = kv_terms_, pass.is_split = kv_terms_ == 2;
     pass.ahead = pass.k_next;  // nothing to prefetch: a line that is prefetched anyway
     pass.queries = queries(index), pass.query_stride = std::int64_t{terms_} * k_tiles_ * kTileBytes;
     return pass;
-  }
-  std::int64_t values_term_bytes() const noexcept {
-    return std::int64_t{kChunk / kGroupTokens} * d_tiles_ * kTileBytes;
   }
   int weight_terms() const noexcept { return kv_terms_ == 2 ? kSplitTerms : 1; }
   float* slot(int which) const noexcept { return scratch_.scores + which * kSlotFloats; }
@@ -567,27 +462,19 @@ class PrefillTask {
   const int k_tiles_, d_tiles_, terms_;  // terms of a query
   const int kv_terms_;                   // 2: f16, and weights in kSplitTerms terms
   const float scale_;
-  const int ahead_lines_;           // a token tile
-  const bool has_whole_key_tiles_;  // rows of K are whole tiles wide and lie side by side in a page
-  const bool is_plain_;             // neither soft cap nor ALiBi nor mask, and weights of one term
-  const bool hides_raw_;            // a score of -inf is a logit of -inf
+  const int ahead_lines_;  // a token tile
+  const bool is_plain_;    // neither soft cap nor ALiBi nor mask, and weights of one term
+  const bool hides_raw_;   // a score of -inf is a logit of -inf
   /// From the last keys to the first: ALiBi then lowers logits on the way, and the maximum of the first tile holds.
   const bool is_backward_;
+  PackedChunk packed_;
   std::int64_t chunk_ = 0;  // first token of the chunk at hand
   int num_blocks_ = 0;
-  KeyTile keys_[std::size_t{kChunkTiles}] = {};
   ChunkPrefetcher ahead_;          // of the next chunk
   Bend bend_;                      // of the token tile at hand, unless all is plain
   const Bend unbent_ = no_bend();  // of scores that are logits already, beside split weights
-  /// A token of the chunk whose V is not finite, and that row.
-  struct Exception {
-    std::int32_t token;
-    const std::byte* v;
-  };
-  int num_exceptions_ = 0;
-  Exception exceptions_[kChunk];
-  int slot_ = 0;                 // score slot in turn
-  bool slot_is_scored_ = false;  // it holds the scores of the next tile
+  int slot_ = 0;                   // score slot in turn
+  bool slot_is_scored_ = false;    // it holds the scores of the next tile
 };
 
 }  // namespace
