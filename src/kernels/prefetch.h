@@ -14,11 +14,6 @@ namespace pagedkv::kernels {
 
 inline constexpr std::ptrdiff_t kLineBytes = 64;
 
-/// An address to prefetch, which may be that of nothing: `base` may be null, and the sum behind its object.
-inline const char* hint_at(const void* base, std::int64_t bytes) noexcept {
-  return reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(base) + static_cast<std::uintptr_t>(bytes));
-}
-
 /// Rows that will be read soon, cut where an OS page ends. Plain data; adds what fits, since all of it is a hint.
 class RowsAhead {
  public:

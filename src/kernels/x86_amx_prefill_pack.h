@@ -30,6 +30,7 @@ class PackedChunk {
         kv_terms_(kv_terms_of(params)),
         has_whole_key_tiles_(kv_terms_ == 1 && rows.k_bytes % kTileRowBytes == 0 && rows.k_stride == rows.k_bytes) {
     std::memset(scratch.zero_row, 0, static_cast<std::size_t>(std::max(k_tiles_, d_tiles_ / 2)) * kTileRowBytes);
+    for (int tile = 0; tile < kChunkTiles; ++tile) keys_[tile] = {key_tiles(tile), kTileRowBytes, kTileBytes};
   }
 
   /// Tokens [begin, end) of the chunk that starts at token `chunk`; zeros up to whole groups of 32.
@@ -53,7 +54,7 @@ class PackedChunk {
     }
   }
 
-  /// K of token tile `tile`; of a tile that was not packed, any that may be prefetched (null at first).
+  /// K of token tile `tile`; of one that was not packed, what may be prefetched.
   const KeyTile& keys(int tile) const noexcept { return keys_[tile]; }
 
   /// V of a group of 32 tokens: [d tiles] tiles of [16 dims][32 tokens], 4 tiles apart; terms lie values_term_bytes()
@@ -71,6 +72,11 @@ class PackedChunk {
   }
 
  private:
+  /// Where K of a token tile lies if it does not stand in place.
+  std::byte* key_tiles(int tile) const noexcept {
+    return scratch_.k + std::int64_t{tile} * kv_terms_ * k_tiles_ * kTileBytes;
+  }
+
   /// True if the K rows of 16 tokens can stand in place: side by side in a page, all there, of whole tiles.
   bool find_keys(std::int64_t token, std::int64_t begin, std::int64_t end) noexcept {
     if (!has_whole_key_tiles_ || token < begin || token + kTileRows > end) return false;
@@ -84,7 +90,7 @@ class PackedChunk {
   void pack_keys(const std::byte* const* rows, int tile, ChunkPrefetcher& ahead) noexcept {
     const std::int64_t bytes = rows_.k_bytes;
     const int lines = ahead.num_lines() / (2 * kGroupTokens);
-    std::byte* const tiles = scratch_.k + std::int64_t{tile} * kv_terms_ * k_tiles_ * kTileBytes;
+    std::byte* const tiles = key_tiles(tile);
     for (int t = 0; t < kTileRows; ++t) {
       for (int i = 0; i < kv_terms_ * k_tiles_ && kv_terms_ == 2; ++i) {
         _mm512_store_si512(

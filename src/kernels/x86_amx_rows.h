@@ -30,7 +30,7 @@ PAGEDKV_AMX_INLINE void copy_row(std::byte* to, const std::byte* from, std::int6
 }
 
 PAGEDKV_AMX_INLINE void prefetch_lines(const std::byte* from, std::int64_t bytes) noexcept {
-  for (std::int64_t i = 0; i < bytes; i += 64) _mm_prefetch(hint_at(from, i), _MM_HINT_T0);
+  for (std::int64_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from) + i, _MM_HINT_T0);
 }
 
 /// The K and V rows of one kv head of one sequence. Tokens are counted from the start of the sequence.

@@ -3,7 +3,6 @@
 // Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_tile.h for the compile region).
 #pragma once
 
-#include "kernels/prefetch.h"
 #include "kernels/x86_avx512_math.h"
 
 #if defined(__x86_64__)
@@ -165,10 +164,10 @@ PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) 
   if constexpr (kTerm == 0) {
     constexpr int kPart = kColumnTile * kTiles + kTile;
     for (int line = 0; line < 4; ++line) {  // 7-11 % against loading cold tiles; all at once loses more than it gains
-      _mm_prefetch(hint_at(pass.k_next, (kPart * 4 + line) * 64), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(pass.k_next) + (kPart * 4 + line) * 64, _MM_HINT_T0);
     }
     // Unconditional: a branch here costs 5 % of the rate.
-    _mm_prefetch(hint_at(pass.ahead, kPart * 64), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(pass.ahead) + kPart * 64, _MM_HINT_T1);
   }
   softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps, kForm>(
       state, pass.done_scores, pass.weights, pass.bend);
