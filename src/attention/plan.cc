@@ -147,6 +147,10 @@ class AttentionRun {
     task.num_rows = work.num_rows;
     task.first_row = work.first_row;
     task.first_pos = work.first_pos;
+    if (work.first_listed >= 0) {
+      task.rows = plan_.schedule.shared_rows.data() + work.first_listed;
+      task.positions = plan_.schedule.shared_positions.data() + work.first_listed;
+    }
     task.mask = plan_.mask;
     task.mask_offset = work.mask_offset + static_cast<std::int64_t>(head * params_.group) * work.mask_head_stride;
     task.mask_row_stride = work.mask_row_stride;
@@ -288,16 +292,23 @@ void Planned::append_pages(const AttentionBatch& batch) noexcept {
 
 void Planned::make_schedule(const AttentionBatch& batch, attention::Schedule& result) const {
   const cpu::Target number = cpu::target_of(*target);
-  attention::SharedParts shared;
-  for (std::size_t i = 0, shared_end = 0; i < tables.size(); ++i) {
-    const std::int32_t* const table = page_ids.data() + tables[i].first;
-    if (i == shared_end) {
-      shared = config.cascade ? attention::find_shared(config, batch, params, i) : attention::SharedParts();
-      shared_end = i + shared.num_sequences;
-      if (shared.states.num_parts > 0) attention::add_shared(result, params, number, shared, table);
+  const auto table = [&](std::uint32_t index) { return page_ids.data() + tables[index].first; };
+  attention::find_order(result, config, batch, params);
+  for (std::span<const std::uint32_t> left = result.order; !left.empty();) {
+    attention::SharedParts shared = attention::find_shared(config, batch, params, left);
+    if (shared.states.num_parts > 0) {
+      attention::add_shared(result, config, batch, params, number, shared, left, table(left[0]));
     }
-    attention::add_sequence(result, params, number, attention::read_sequence(config, batch, i), table, shared);
-    if (i + 1 == shared_end) attention::close_shared(result, shared);
+    std::int32_t row = shared.states.first_row;  // of the sequence at hand, in the shared states
+    for (const std::uint32_t index : left.first(shared.num_sequences)) {
+      const attention::SequenceView sequence = attention::read_sequence(config, batch, index);
+      attention::SharedParts own = shared;
+      own.states.first_row += static_cast<std::int32_t>(sequence.first_row) - row;
+      attention::add_sequence(result, params, number, sequence, table(index), own);
+      row += static_cast<std::int32_t>(sequence.q_len);
+    }
+    attention::close_shared(result, shared);
+    left = left.subspan(shared.num_sequences);
   }
   attention::finish(result);
 }

@@ -5,6 +5,7 @@
 #include <array>
 #include <bit>
 #include <limits>
+#include <numeric>
 
 namespace pagedkv::attention {
 namespace {
@@ -79,6 +80,24 @@ void set_keys(Unit& unit, const kernels::AttendParams& params, std::int64_t kv_l
   unit.kv_begin = unit.is_windowed ? std::max(unit.sink_end, keys.begin) : 0;
 }
 
+// Whether sequences may share parts: those that every row sees whole.
+bool may_share(const AttentionConfig& config, const kernels::AttendParams& params) noexcept {
+  return config.cascade && params.window_left < 0 && params.mask_kind == MaskKind::kNone;
+}
+
+// Leading parts of a sequence that all of its rows see whole.
+std::int64_t whole_parts(const kernels::AttendParams& params, const SequenceView& view) noexcept {
+  if (view.q_len == 0 || view.q_len > kFewRows) return 0;
+  const std::int64_t keys = params.causal ? std::min(view.kv_len, view.q_start + 1) : view.kv_len;
+  return std::max<std::int64_t>(0, keys) / kFewRowsKeys;
+}
+
+// Pages that hold the first `parts` parts.
+std::int64_t shared_pages(const AttentionConfig& config, const SequenceView& view, std::int64_t parts) noexcept {
+  const std::int64_t page_size = config.page_size;
+  return std::min((parts * kFewRowsKeys + page_size - 1) / page_size, view.num_pages);
+}
+
 }  // namespace
 
 std::int64_t split_keys(std::int64_t q_len) noexcept {
@@ -86,46 +105,62 @@ std::int64_t split_keys(std::int64_t q_len) noexcept {
   return q_len <= kSomeRows ? kSomeRowsKeys : std::numeric_limits<std::int64_t>::max() / 2;
 }
 
-SharedParts find_shared(const AttentionConfig& config, const AttentionBatch& batch, const kernels::AttendParams& params,
-                        std::size_t index) noexcept {
-  SharedParts shared;
-  if (params.window_left >= 0 || params.mask_kind != MaskKind::kNone || params.alibi_slopes != nullptr) return shared;
-  const SequenceView first = read_sequence(config, batch, index);
-  const std::int64_t page_size = config.page_size;
-  // Whole parts that a sequence could share: every one of its rows sees all of them.
-  const auto whole_parts = [&](const SequenceView& view) {
-    if (view.q_len == 0 || view.q_len > kFewRows) return std::int64_t{0};
-    return std::max<std::int64_t>(0, (params.causal ? std::min(view.kv_len, view.q_start + 1) : view.kv_len)) /
-           kFewRowsKeys;
+void find_order(Schedule& schedule, const AttentionConfig& config, const AttentionBatch& batch,
+                const kernels::AttendParams& params) {
+  schedule.order.resize(num_sequences(batch));
+  std::iota(schedule.order.begin(), schedule.order.end(), 0U);
+  if (!may_share(config, params)) return;
+  const auto pages = [&](std::uint32_t index) {
+    const SequenceView view = read_sequence(config, batch, index);
+    return std::span(view.pages, static_cast<std::size_t>(shared_pages(config, view, whole_parts(params, view))));
   };
-  std::int64_t parts = whole_parts(first), rows = first.q_len;
-  std::size_t last = index + 1;
-  for (; parts > 0 && last < num_sequences(batch); ++last) {
-    const SequenceView view = read_sequence(config, batch, last);
-    const std::int64_t wanted = last == index + 1 ? std::min(parts, whole_parts(view)) : parts;
-    if (wanted == 0 || whole_parts(view) < wanted) break;
-    const std::int64_t pages = std::min((wanted * kFewRowsKeys + page_size - 1) / page_size, view.num_pages);
+  std::stable_sort(schedule.order.begin(), schedule.order.end(), [&](std::uint32_t a, std::uint32_t b) {
+    return std::ranges::lexicographical_compare(pages(a), pages(b));
+  });
+}
+
+SharedParts find_shared(const AttentionConfig& config, const AttentionBatch& batch, const kernels::AttendParams& params,
+                        std::span<const std::uint32_t> order) noexcept {
+  SharedParts shared;
+  if (!may_share(config, params)) return shared;
+  const SequenceView first = read_sequence(config, batch, order[0]);
+  std::int64_t parts = whole_parts(params, first), rows = first.q_len;
+  std::size_t count = 1;
+  for (; parts > 0 && count < order.size(); ++count) {
+    const SequenceView view = read_sequence(config, batch, order[count]);
+    const std::int64_t wanted = count == 1 ? std::min(parts, whole_parts(params, view)) : parts;
+    if (wanted == 0 || whole_parts(params, view) < wanted) break;
+    const std::int64_t pages = shared_pages(config, view, wanted);
     const std::int64_t equal = std::mismatch(first.pages, first.pages + pages, view.pages).first - first.pages;
-    const std::int64_t common = std::min(wanted, equal * page_size / kFewRowsKeys);
-    if (common == 0 || (last > index + 1 && common < parts)) break;
+    const std::int64_t common = std::min(wanted, equal * std::int64_t{config.page_size} / kFewRowsKeys);
+    if (common == 0 || (count > 1 && common < parts)) break;
     parts = common;
     rows += view.q_len;
   }
-  shared.num_sequences = last - index;
-  if (shared.num_sequences == 1) return shared;
+  shared.num_sequences = count;
+  if (count == 1) return shared;
   shared.states = {.first_row = static_cast<std::int32_t>(first.first_row),
                    .num_rows = static_cast<std::int32_t>(rows),
                    .num_parts = static_cast<std::int32_t>(parts)};
   return shared;
 }
 
-void add_shared(Schedule& schedule, const kernels::AttendParams& params, cpu::Target target, SharedParts& shared,
-                const std::int32_t* page_table) {
+void add_shared(Schedule& schedule, const AttentionConfig& config, const AttentionBatch& batch,
+                const kernels::AttendParams& params, cpu::Target target, SharedParts& shared,
+                std::span<const std::uint32_t> order, const std::int32_t* page_table) {
   States& states = shared.states;
   states.first = schedule.num_states;
   schedule.num_states +=
       static_cast<std::size_t>(states.num_parts) * static_cast<std::size_t>(states.num_rows) * params.num_q_heads;
   schedule.kv_keys += static_cast<std::uint64_t>(states.num_parts * kFewRowsKeys);
+  const auto first_listed = static_cast<std::int32_t>(schedule.shared_rows.size());
+  for (const std::uint32_t index : order.first(shared.num_sequences)) {
+    const SequenceView sequence = read_sequence(config, batch, index);
+    for (std::int64_t row = 0; row < sequence.q_len; ++row) {
+      schedule.shared_rows.push_back(static_cast<std::int32_t>(sequence.first_row + row));
+      schedule.shared_positions.push_back(sequence.q_start + row);
+    }
+  }
   const kernels::AttendKernel* const kernel = kernels::select_attend(target, params, states.num_rows);
   shared.first_unit = schedule.units.size();
   const auto first_merge = static_cast<std::int32_t>(schedule.merges.size());
@@ -142,6 +177,7 @@ void add_shared(Schedule& schedule, const kernels::AttendParams& params, cpu::Ta
                                 .first_pos = end,  // every row sees every key
                                 .first_row = states.first_row + row,
                                 .num_rows = rows,
+                                .first_listed = first_listed + row,
                                 .part = part,
                                 .first_merge = first_merge});
     }

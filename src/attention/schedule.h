@@ -27,12 +27,14 @@ struct Unit {
   std::int64_t first_pos = 0;
   std::int64_t mask_offset = 0, mask_row_stride = 0, mask_head_stride = 0;
   std::int32_t first_row = 0, num_rows = 0;
-  std::int32_t part = 0;         ///< Which part of its rows' keys; 0 also if they are not split.
-  std::int32_t first_merge = 0;  ///< Merges [first_merge, first_merge + num_merges) wait for it.
+  std::int32_t first_listed = -1;  ///< Its rows are these of Schedule::shared_rows; -1: they follow first_row.
+  std::int32_t part = 0;           ///< Which part of its rows' keys; 0 also if they are not split.
+  std::int32_t first_merge = 0;    ///< Merges [first_merge, first_merge + num_merges) wait for it.
   std::int32_t num_merges = 0;
 };
 
-/// Where the states of some parts of some rows lie: [kv_head][part][row][group].
+/// Where the states of some parts of some rows lie: [kv_head][part][row][group]. Rows of several sequences count from
+/// the first one's first row on, without gaps; `first_row` is then what finds the rows of one of them.
 struct States {
   std::size_t first = 0;  ///< In (row, query head) pairs.
   std::int32_t first_row = 0, num_rows = 0;
@@ -61,25 +63,30 @@ struct Merge {
 struct Schedule {
   std::vector<Unit> units;  ///< Most expensive first.
   std::vector<Merge> merges;
-  std::size_t num_states = 0;     ///< (row, query head) pairs of all parts.
-  std::size_t scratch_bytes = 0;  ///< Of one lane's kernel, a multiple of 64.
-  std::size_t sink_states = 0;    ///< (row, head of a group) pairs that a lane merges with their sinks at a time.
-  std::uint64_t kv_keys = 0;      ///< Keys of all sequences that some row can see, shared ones once.
-  double pairs = 0;               ///< Visible (query row, key) pairs.
+  std::vector<std::int32_t> shared_rows;       ///< Rows of q of sequences that share parts, ...
+  std::vector<std::int64_t> shared_positions;  ///< ... and their positions.
+  std::size_t num_states = 0;                  ///< (row, query head) pairs of all parts.
+  std::size_t scratch_bytes = 0;               ///< Of one lane's kernel, a multiple of 64.
+  std::size_t sink_states = 0;  ///< (row, head of a group) pairs that a lane merges with their sinks at a time.
+  std::uint64_t kv_keys = 0;    ///< Keys of all sequences that some row can see, shared ones once.
+  double pairs = 0;             ///< Visible (query row, key) pairs.
 
   /// Forgets everything but its memory.
   void clear() noexcept {
     units.clear();
     merges.clear();
+    shared_rows.clear();
+    shared_positions.clear();
     num_states = scratch_bytes = sink_states = 0;
     kv_keys = 0;
     pairs = 0;
   }
 
-  std::vector<Unit> unsorted = {};  ///< Working memory of `finish`.
+  std::vector<Unit> unsorted = {};        ///< Working memory of `finish`.
+  std::vector<std::uint32_t> order = {};  ///< Working memory of `find_order`.
 };
 
-/// Leading parts that a run of neighbouring sequences have in common; their rows are first_row .. + num_rows - 1.
+/// Leading parts that a run of sequences in `find_order` have in common.
 struct SharedParts {
   States states;  ///< num_parts == 0: nothing shared.
   std::size_t num_sequences = 1;
@@ -90,15 +97,23 @@ struct SharedParts {
 /// on the sequence alone.
 std::int64_t split_keys(std::int64_t q_len) noexcept;
 
-/// Finds the leading parts that sequence `index` has in common with those behind it. Pages are compared, so a page
-/// table that repeats another's ids shares them.
-SharedParts find_shared(const AttentionConfig& config, const AttentionBatch& batch, const kernels::AttendParams& params,
-                        std::size_t index) noexcept;
+/// Puts the sequences of a batch in schedule.order, by their page ids if cascade is on: those with the same leading
+/// pages side by side. May throw std::bad_alloc.
+///
+/// Cost: O(B), or O(B log B) comparisons of the pages of whole parts
+void find_order(Schedule& schedule, const AttentionConfig& config, const AttentionBatch& batch,
+                const kernels::AttendParams& params);
 
-/// Adds the units of shared parts; the sequences that share them must follow, and then close_shared. May throw
-/// std::bad_alloc.
-void add_shared(Schedule& schedule, const kernels::AttendParams& params, cpu::Target target, SharedParts& shared,
-                const std::int32_t* page_table);
+/// Finds the leading parts that the first sequence of `order` has in common with those behind it. Pages are compared,
+/// so a page table that repeats another's ids shares them.
+SharedParts find_shared(const AttentionConfig& config, const AttentionBatch& batch, const kernels::AttendParams& params,
+                        std::span<const std::uint32_t> order) noexcept;
+
+/// Adds the units of the parts that the first shared.num_sequences sequences of `order` share; these must follow, and
+/// then close_shared. May throw std::bad_alloc.
+void add_shared(Schedule& schedule, const AttentionConfig& config, const AttentionBatch& batch,
+                const kernels::AttendParams& params, cpu::Target target, SharedParts& shared,
+                std::span<const std::uint32_t> order, const std::int32_t* page_table);
 
 /// Lets the units of shared parts know the merges of the sequences that were added since.
 void close_shared(Schedule& schedule, const SharedParts& shared) noexcept;

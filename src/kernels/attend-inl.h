@@ -85,17 +85,13 @@ class Attention {
     std::size_t heads, rows, q_stride, out_stride, q_floats, out_floats, score_floats;
   };
 
-  std::int64_t q_row(std::int32_t row) const { return task_.rows != nullptr ? task_.rows[row] : task_.first_row + row; }
-  std::int64_t position(std::int32_t row) const {
-    return task_.positions != nullptr ? task_.positions[row] : task_.first_pos + row;
-  }
   std::size_t first_head() const { return std::size_t{task_.kv_head} * params_.group; }
 
   // Queries to f32, times sm_scale; empty states.
   void begin() {
     std::fill_n(is_few() ? slab_ : q_, is_few() ? layout_.q_stride : layout_.q_floats, 0.0F);
     for (std::size_t at = 0; at < layout_.heads; ++at) {
-      const auto row = static_cast<std::size_t>(q_row(static_cast<std::int32_t>(at / params_.group)));
+      const auto row = static_cast<std::size_t>(query_row(task_, static_cast<std::int64_t>(at / params_.group)));
       const std::size_t from = (row * params_.num_q_heads + first_head() + at % params_.group) * params_.head_dim;
       float* const to = is_few() ? slab_ : q_ + at * layout_.q_stride;
       load_row(params_.q, params_.q_dtype, from, params_.head_dim, to);
@@ -120,7 +116,7 @@ class Attention {
   Span visible(const Block& block, std::int32_t row) const {
     Span keys = {block.first, block.last};
     if (task_.rows != nullptr) return keys;
-    const std::int64_t at = position(row) - block.begin;
+    const std::int64_t at = query_position(task_, row) - block.begin;
     if (params_.causal) keys.last = std::min(keys.last, at + 1);
     if (params_.window_left >= 0) keys.first = std::max(keys.first, at - params_.window_left);
     return keys;
@@ -274,7 +270,7 @@ class Attention {
     if (params_.logits_soft_cap > 0) cap_scores(scores, keys);
     if (params_.alibi_slopes != nullptr) {
       const float slope = params_.alibi_slopes[first_head() + g];
-      const std::int64_t first = block.begin - position(row);
+      const std::int64_t first = block.begin - query_position(task_, row);
       for (std::int64_t key = keys.first; key < keys.last; ++key) {
         scores[key] += slope * static_cast<float>(first + key);
       }
@@ -349,7 +345,8 @@ class Attention {
           task_.partial_lse[at] = lse;
           continue;
         }
-        const std::size_t index = static_cast<std::size_t>(q_row(row)) * params_.num_q_heads + first_head() + g;
+        const std::size_t index =
+            static_cast<std::size_t>(query_row(task_, row)) * params_.num_q_heads + first_head() + g;
         store_row(from, index * params_.v_head_dim);
         if (params_.lse != nullptr) params_.lse[index] = lse;
       }

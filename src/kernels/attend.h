@@ -42,11 +42,12 @@ struct AttendTask {
   std::int32_t num_rows;   ///< Query rows (positions), each with `group` heads.
   std::int32_t first_row;  ///< Row of q and out of the task's first query.
   std::int64_t first_pos;  ///< Its position; row r of the task has first_pos + r.
-  /// [num_rows] rows of q, or null if they follow first_row. Rows of several sequences that share these pages: every
-  /// row sees every key of the part, there is no mask, and positions (which only ALiBi needs) are in `positions`.
+  /// [num_rows] rows of q and their positions, or null if they follow first_row and first_pos. Rows of several
+  /// sequences that share these pages: every row sees every key of the part, there is no mask, and the result is a
+  /// partial state.
   const std::int32_t* rows = nullptr;
-  const std::int64_t* positions = nullptr;  ///< [num_rows], or null if they follow first_pos.
-  const std::byte* mask;                    ///< Mask of the sequence, or null.
+  const std::int64_t* positions = nullptr;
+  const std::byte* mask;     ///< Mask of the sequence, or null.
   std::int64_t mask_offset;  ///< Entry (bit) index of (first row of the task, kv head's first query head, key 0).
   std::int64_t mask_row_stride, mask_head_stride;  ///< Entries.
   bool first_part;                                 ///< Sinks join here.
@@ -58,6 +59,14 @@ struct AttendTask {
   /// alone; what it points at must stay valid during the call.
   const AttendTask* next = nullptr;
 };
+
+/// Row of q of the task's row `row`, and its position in its sequence.
+inline std::int64_t query_row(const AttendTask& task, std::int64_t row) noexcept {
+  return task.rows != nullptr ? task.rows[row] : task.first_row + row;
+}
+inline std::int64_t query_position(const AttendTask& task, std::int64_t row) noexcept {
+  return task.positions != nullptr ? task.positions[row] : task.first_pos + row;
+}
 
 /// True if every value row is a part of its key row (MLA), so that who reads the keys has read the values.
 inline bool values_lie_in_keys(const AttendParams& params) noexcept {

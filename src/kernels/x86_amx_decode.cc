@@ -153,7 +153,7 @@ class DecodeTask {
       first_end_key_ = std::min<std::int64_t>(first_end_key_, keys.end);
       for (int lane = c; lane < 16; lane += kColumns) {
         lane_first_[lane] = keys.first, lane_end_[lane] = keys.end;
-        lane_position_[lane] = static_cast<std::int32_t>(task_.first_pos + row_of(c));
+        lane_position_[lane] = static_cast<std::int32_t>(query_position(task_, row_of(c)));
         if (params_.alibi_slopes != nullptr) {
           lane_slope_[lane] = params_.alibi_slopes[task_.kv_head * params_.group + static_cast<unsigned>(head_of(c))];
         }

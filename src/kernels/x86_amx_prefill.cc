@@ -111,7 +111,7 @@ class PrefillTask {
       const Column column = column_of(block, c);
       const Visible keys = visible_keys(params_, task_, column.row);
       block.first[c] = keys.first, block.end[c] = keys.end;
-      block.position[c] = static_cast<std::int32_t>(task_.first_pos + column.row);
+      block.position[c] = static_cast<std::int32_t>(query_position(task_, column.row));
       block.mask_entry[c] =
           task_.mask_offset + column.row * task_.mask_row_stride + column.head * task_.mask_head_stride;
       block.min_first = std::min(block.min_first, keys.first), block.max_first = std::max(block.max_first, keys.first);

@@ -174,9 +174,7 @@ class ChunkPrefetcher {
 /// Element offset of (task row, head of the group) in rows [rows][num_q_heads][dim].
 PAGEDKV_AMX_INLINE std::int64_t row_offset(const AttendParams& params, const AttendTask& task, int row, int head,
                                            std::uint32_t dim) noexcept {
-  return ((std::int64_t{task.first_row} + row) * params.num_q_heads + std::int64_t{task.kv_head} * params.group +
-          head) *
-         dim;
+  return (query_row(task, row) * params.num_q_heads + std::int64_t{task.kv_head} * params.group + head) * dim;
 }
 
 /// Asks for the first line of each row of `count` columns, (row, head) pairs of a task from `first` on, so that their

@@ -107,16 +107,22 @@ TEST_P(Invariance, HoldsWithSinkTokensBesideAWindow) {
 }
 
 // Shared parts are computed for many rows at a time, which rounds otherwise than a few rows do.
+// Sequences that share pages stand together or apart.
 TEST_P(Invariance, ToThreadsWithCascadeAndCascadeIsWithinTheBound) {
-  ProblemShape shape = make({{2100, 1}, {2048, 1}, {2500, 3}, {3500, 1}, {1030, 16}, {1024, 1}, {90, 1}});
-  shape.share_pages = true;
-  shape.config.cascade = true;
-  const Problem cascade(shape);
-  const Outputs want = *cascade.reference();
-  for (const char* target : runnable_targets()) {
-    const Outputs shared = *cascade.run(target);
-    EXPECT_EQ(cascade.difference(shared, want, arithmetic_of(target, GetParam())), "") << target;
-    for (const int threads : {1, 3, 7}) EXPECT_TRUE(*cascade.run(target, threads) == shared) << target << threads;
+  for (const std::size_t groups : {1U, 3U}) {
+    for (const bool alibi : {false, true}) {
+      ProblemShape shape = make({{2100, 1}, {2048, 1}, {2500, 3}, {3500, 1}, {1030, 16}, {1024, 1}, {90, 1}});
+      shape.share_groups = groups;
+      shape.alibi = alibi;
+      shape.config.cascade = true;
+      const Problem cascade(shape);
+      const Outputs want = *cascade.reference();
+      for (const char* target : runnable_targets()) {
+        const Outputs shared = *cascade.run(target);
+        EXPECT_EQ(cascade.difference(shared, want, arithmetic_of(target, GetParam())), "") << target << groups << alibi;
+        for (const int threads : {1, 3, 7}) EXPECT_TRUE(*cascade.run(target, threads) == shared) << target << threads;
+      }
+    }
   }
 }
 

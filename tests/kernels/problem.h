@@ -41,9 +41,9 @@ struct ProblemShape {
   PageLayout layout = PageLayout::kOurs;
   bool padded_table = false;
   bool sinks = false, alibi = false;
-  bool share_pages = false;  // every sequence begins with the whole pages of the first one
-  unsigned page_order = 1;   // seed of the placement of pages
-  unsigned seed = 1;         // seed of all numbers; numbers do not depend on page size, order or layout
+  std::size_t share_groups = 0;  // sequence i begins with the whole pages of sequence i % share_groups; 0 = of none
+  unsigned page_order = 1;       // seed of the placement of pages
+  unsigned seed = 1;             // seed of all numbers; numbers do not depend on page size, order or layout
   float q_scale = 1, k_scale = 1, v_scale = 1;  // standard deviations
 };
 
@@ -187,7 +187,7 @@ class Problem {
     std::iota(ids.begin(), ids.end(), 0);
     if (shape_.page_order != 0) std::shuffle(ids.begin(), ids.end(), std::mt19937(shape_.page_order));
     kv_indices_.assign(ids.begin(), ids.begin() + kv_indptr_.back());
-    if (shape_.share_pages) share_whole_pages();
+    if (shape_.share_groups > 0) share_whole_pages();
     // Entries past a sequence's end are garbage that must stay unread.
     block_table_.assign(shape_.sequences.size() * static_cast<std::size_t>(table_stride_),
                         std::numeric_limits<std::int32_t>::min());
@@ -197,12 +197,13 @@ class Problem {
     }
   }
 
-  // Whole pages of the first sequence become those of all others.
+  // Whole pages of the first sequence of each group become those of its others.
   void share_whole_pages() {
     const auto page_size = static_cast<std::int32_t>(config_.page_size);
-    for (std::size_t i = 1; i < shape_.sequences.size(); ++i) {
-      const std::int32_t whole = std::min(shape_.sequences[0].kv_len, shape_.sequences[i].kv_len) / page_size;
-      std::copy_n(kv_indices_.begin(), whole, kv_indices_.begin() + kv_indptr_[i]);
+    for (std::size_t i = shape_.share_groups; i < shape_.sequences.size(); ++i) {
+      const std::size_t first = i % shape_.share_groups;
+      const std::int32_t whole = std::min(shape_.sequences[first].kv_len, shape_.sequences[i].kv_len) / page_size;
+      std::copy_n(kv_indices_.begin() + kv_indptr_[first], whole, kv_indices_.begin() + kv_indptr_[i]);
     }
   }
 

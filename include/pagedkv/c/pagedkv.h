@@ -382,7 +382,7 @@ typedef struct {
   pagedkv_dtype kv_dtype;
   pagedkv_attention_variant variant;
   pagedkv_bytes target;
-  int32_t cascade; /* Non-zero: neighbours with the same leading pages read them once; see attention.h. */
+  int32_t cascade; /* Non-zero: sequences with the same leading pages read them once; see attention.h. */
 } pagedkv_attention_config;
 
 enum { PAGEDKV_MASK_NONE = 0, PAGEDKV_MASK_BOOL = 1, PAGEDKV_MASK_ADDITIVE = 2, PAGEDKV_MASK_BITS = 3 };
