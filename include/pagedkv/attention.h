@@ -31,6 +31,10 @@ struct AttentionVariant {
   float logits_soft_cap = 0;                 ///< cap * tanh(x / cap) on scaled logits; 0 = off. Finite, not negative.
   std::span<const float> sinks = {};         ///< [num_q_heads] learned logits that join the softmax without a value.
   std::span<const float> alibi_slopes = {};  ///< [num_q_heads].
+  /// f16 pages: K, V, queries and weights may be rounded to bf16 for the matrix units, which is several times as fast;
+  /// off, f16 is computed at f32 precision. Only "amx" does so, for sequences that bring more than 16 query rows times
+  /// query heads of a kv head (and parts shared by `cascade`); all else is as without. Bound: docs/NUMERICS.md.
+  bool f16_as_bf16 = false;
 };
 
 /// Shape and arithmetic of one attention layer. Spans in `variant` are copied by the plan.

@@ -159,6 +159,7 @@ Result<kernels::AttendParams> read_layer(const AttentionConfig& config) noexcept
   params.v_head_dim = v_head_dim;
   params.page_size = config.page_size;
   params.kv_dtype = config.kv_dtype;
+  params.f16_as_bf16 = variant.f16_as_bf16 && config.kv_dtype == DType::f16;
   params.causal = variant.causal;
   params.window_left = variant.window_left < 0 ? -1 : variant.window_left;
   params.sink_tokens = variant.window_left < 0 ? 0 : variant.sink_tokens;

@@ -17,6 +17,7 @@ struct AttendParams {
   std::uint32_t group;  ///< Query heads a kv head.
   std::uint32_t head_dim, v_head_dim, page_size;
   DType kv_dtype, q_dtype, out_dtype;
+  bool f16_as_bf16;  ///< Kernels may round f16 pages, their queries and weights to bf16. Not set for other pages.
   bool causal;
   std::int32_t window_left;  ///< -1 = off.
   std::uint32_t

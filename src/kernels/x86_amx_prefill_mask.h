@@ -22,7 +22,7 @@ namespace {
 [[maybe_unused]] void aim_bend(Bend& bend, const AttendParams& params, const ColumnBlock& block,
                                std::int32_t token) noexcept {
   const float cap = params.logits_soft_cap;
-  bend.is_exact = params.kv_dtype == DType::f16;
+  bend.is_exact = is_exact(params);
   bend.has_cap = cap > 0, bend.has_slopes = params.alibi_slopes != nullptr;
   bend.scale = _mm512_set1_ps(kLog2E * (bend.has_cap ? 2 * params.sm_scale / cap : params.sm_scale));
   bend.cap = _mm512_set1_ps(cap * kLog2E), bend.twice_cap = _mm512_set1_ps(2 * cap * kLog2E);

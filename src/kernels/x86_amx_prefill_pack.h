@@ -28,7 +28,8 @@ class PackedChunk {
         k_tiles_(round_tiles(params.head_dim, 32)),
         d_tiles_(2 * round_tiles(params.v_head_dim, 32)),
         kv_terms_(kv_terms_of(params)),
-        has_whole_key_tiles_(kv_terms_ == 1 && rows.k_bytes % kTileRowBytes == 0 && rows.k_stride == rows.k_bytes) {
+        has_whole_key_tiles_(params.kv_dtype == DType::bf16 && rows.k_bytes % kTileRowBytes == 0 &&
+                             rows.k_stride == rows.k_bytes) {
     std::memset(scratch.zero_row, 0, static_cast<std::size_t>(std::max(k_tiles_, d_tiles_ / 2)) * kTileRowBytes);
     for (int tile = 0; tile < kChunkTiles; ++tile) keys_[tile] = {key_tiles(tile), kTileRowBytes, kTileBytes};
   }
@@ -86,21 +87,21 @@ class PackedChunk {
     return true;
   }
 
+  /// Elements [first, first + 32) of a row of `dim` as bf16, one of their terms.
+  PAGEDKV_AMX_INLINE __m512i piece(const std::byte* row, int first, int dim, int term) const noexcept {
+    if (params_.kv_dtype == DType::bf16) return _mm512_maskz_loadu_epi16(first_lanes32(dim - first), row + 2 * first);
+    return kv_terms_ == 1 ? rounded_piece(row, DType::f16, first, dim) : exact_piece(row, DType::f16, first, dim, term);
+  }
+
   /// 16 rows of K to tiles of 32 dims.
   void pack_keys(const std::byte* const* rows, int tile, ChunkPrefetcher& ahead) noexcept {
-    const std::int64_t bytes = rows_.k_bytes;
+    const int dim = static_cast<int>(params_.head_dim);
     const int lines = ahead.num_lines() / (2 * kGroupTokens);
     std::byte* const tiles = key_tiles(tile);
     for (int t = 0; t < kTileRows; ++t) {
-      for (int i = 0; i < kv_terms_ * k_tiles_ && kv_terms_ == 2; ++i) {
-        _mm512_store_si512(
-            tiles + i * kTileBytes + t * kTileRowBytes,
-            exact_piece(rows[t], DType::f16, i % k_tiles_ * 32, static_cast<int>(bytes / 2), i / k_tiles_));
-      }
-      for (int i = 0; i < k_tiles_ && kv_terms_ == 1; ++i) {
-        const __mmask32 lanes = first_lanes32((bytes - i * 64) / 2);
-        _mm512_store_si512(tiles + i * kTileBytes + t * kTileRowBytes,
-                           _mm512_maskz_loadu_epi16(lanes, rows[t] + i * 64));
+      std::byte* to = tiles + t * kTileRowBytes;
+      for (int term = 0; term < kv_terms_; ++term) {
+        for (int i = 0; i < k_tiles_; ++i, to += kTileBytes) _mm512_store_si512(to, piece(rows[t], i * 32, dim, term));
       }
       ahead.emit(lines);
     }
@@ -113,7 +114,7 @@ class PackedChunk {
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    const std::int64_t dim = params_.v_head_dim;
+    const int dim = static_cast<int>(params_.v_head_dim);
     std::byte* const first = values(index);
     const int lines = ahead.num_lines() / d_tiles_ / (has_whole_key_tiles_ ? 8 : 16 * kv_terms_) + 1;
     __m512i largest = _mm512_setzero_si512();  // of the values without their sign, in the upper 15 bits
@@ -126,9 +127,8 @@ class PackedChunk {
         __m512i even = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair] + d * 32);
         __m512i odd = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair + 1] + d * 32);
         largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_add_epi16(even, even), _mm512_add_epi16(odd, odd)));
-        if (kv_terms_ == 2) {
-          even = exact_piece(group.v[2 * pair], DType::f16, d * 16, static_cast<int>(dim), term);
-          odd = exact_piece(group.v[2 * pair + 1], DType::f16, d * 16, static_cast<int>(dim), term);
+        if (params_.kv_dtype == DType::f16) {
+          even = piece(group.v[2 * pair], d * 16, dim, term), odd = piece(group.v[2 * pair + 1], d * 16, dim, term);
         }
         a[pair] = _mm512_permutex2var_epi16(even, low, odd);
         b[pair] = _mm512_permutex2var_epi16(even, high, odd);

@@ -21,7 +21,7 @@ constexpr int kMaxBlocks = 32;
 }
 
 /// bf16 terms of an element of K and V: an f16 is the sum of two.
-int kv_terms_of(const AttendParams& params) noexcept { return params.kv_dtype == DType::f16 ? 2 : 1; }
+int kv_terms_of(const AttendParams& params) noexcept { return is_exact(params) ? 2 : 1; }
 
 /// Column blocks that are computed over one packing of K and V.
 int blocks_a_pass(const AttendParams& params) noexcept {
@@ -84,7 +84,7 @@ struct PrefillScratch {
     const auto d_tiles = 2 * static_cast<std::size_t>(round_tiles(params.v_head_dim, 32));
     const auto terms = static_cast<std::size_t>(query_terms(params));
     const auto kv_terms = static_cast<std::size_t>(kv_terms_of(params)),
-               p_terms = params.kv_dtype == DType::f16 ? std::size_t{kSplitTerms} : 1;
+               p_terms = is_exact(params) ? std::size_t{kSplitTerms} : 1;
     queries = take(base, num_blocks * kColumnTiles * terms * k_tiles * kTileBytes);
     sums = reinterpret_cast<float*>(take(base, num_blocks * d_tiles * kSlotFloats * 4));
     blocks = reinterpret_cast<ColumnBlock*>(take(base, num_blocks * sizeof(ColumnBlock)));

@@ -191,11 +191,17 @@ void touch_rows(const AttendParams& params, const AttendTask& task, const void* 
   }
 }
 
+/// True if all factors are cut into bf16 terms that sum up to them exactly: f16 pages, unless they may be rounded.
+PAGEDKV_AMX_INLINE bool is_exact(const AttendParams& params) noexcept {
+  return params.kv_dtype == DType::f16 && !params.f16_as_bf16;
+}
+
 /// A query row as bf16. A bf16 row is exact in one term. Beside bf16 pages f32 and f16 rows are split into two (value
-/// and remainder: 16 bits of mantissa), at the price of twice the products with K; beside f16 pages, exactly.
+/// and remainder: 16 bits of mantissa), at the price of twice the products with K; beside f16 pages, exactly; beside
+/// f16 pages that are rounded, they are rounded too.
 PAGEDKV_AMX_INLINE int query_terms(const AttendParams& params) noexcept {
-  if (params.q_dtype == DType::bf16) return 1;
-  return params.kv_dtype == DType::f16 && params.q_dtype == DType::f32 ? 3 : 2;
+  if (params.q_dtype == DType::bf16 || params.f16_as_bf16) return 1;
+  return is_exact(params) && params.q_dtype == DType::f32 ? 3 : 2;
 }
 
 /// Elements [first, first + 32) of a row of `dim` as bf16, cut off after `term` terms, zeros from `dim` on.
@@ -207,12 +213,19 @@ PAGEDKV_AMX_INLINE __m512i exact_piece(const std::byte* row, DType dtype, int fi
   return cut_to_bf16(a, b);
 }
 
+/// The same rounded to nearest even.
+PAGEDKV_AMX_INLINE __m512i rounded_piece(const std::byte* row, DType dtype, int first, int dim) noexcept {
+  const std::int64_t bytes = static_cast<std::int64_t>(size_of(dtype));
+  return to_bf16(load_floats(row + bytes * first, dtype, first_lanes16(dim - first)),
+                 load_floats(row + bytes * (first + 16), dtype, first_lanes16(dim - first - 16)));
+}
+
 /// Elements [first, first + 32) of a query row as bf16, one of its terms, zeros from `dim` on.
 PAGEDKV_AMX_INLINE __m512i query_piece(const AttendParams& params, const std::byte* row, int first, int term) noexcept {
   const DType dtype = params.q_dtype;
   const int dim = static_cast<int>(params.head_dim);
   if (dtype == DType::bf16) return _mm512_maskz_loadu_epi16(first_lanes32(dim - first), row + 2 * first);
-  if (params.kv_dtype == DType::f16) return exact_piece(row, dtype, first, dim, term);
+  if (is_exact(params)) return exact_piece(row, dtype, first, dim, term);
   const std::int64_t bytes = static_cast<std::int64_t>(size_of(dtype));
   const __m512 a = load_floats(row + bytes * first, dtype, first_lanes16(dim - first));
   const __m512 b = load_floats(row + bytes * (first + 16), dtype, first_lanes16(dim - first - 16));

@@ -23,7 +23,9 @@ constexpr AttendKernel kPrefill[] = {
     {amx::attend_prefill, prefill_scratch, 256},  {amx::attend_prefill, prefill_scratch, 128},
     {amx::attend_prefill, prefill_scratch, 64},   {amx::attend_prefill, prefill_scratch, 32}};
 
-constexpr std::int64_t kF16Columns = 32;
+// Up to so many columns AVX-512 is faster over f16 pages, which must be packed and cost 4 to 6 products for one, or
+// one.
+std::int64_t f16_columns(const AttendParams& params) noexcept { return params.f16_as_bf16 ? amx::kDecodeColumns : 32; }
 
 const AttendKernel* prefill_for(std::uint32_t group) noexcept {
   const AttendKernel* kernel = kPrefill;
@@ -36,8 +38,9 @@ const AttendKernel* prefill_for(std::uint32_t group) noexcept {
 const AttendKernel* find_amx_attend(const AttendParams& params, std::int64_t q_len) noexcept {
   if (params.kv_dtype == DType::f32) return nullptr;
   // Columns are the rows of the sequence times the heads of the group; both factors are at most 2^32.
-  if (params.kv_dtype == DType::f16) {  // in bf16 terms, which pays from some columns on
-    return q_len > kF16Columns || q_len * params.group > kF16Columns ? prefill_for(params.group) : nullptr;
+  if (params.kv_dtype == DType::f16) {  // in bf16, which pays from some columns on
+    const std::int64_t few = f16_columns(params);
+    return q_len > few || q_len * params.group > few ? prefill_for(params.group) : nullptr;
   }
   if (q_len <= amx::kDecodeColumns && q_len * params.group <= amx::kDecodeColumns) return &kDecode;
   return prefill_for(params.group);

@@ -86,7 +86,9 @@ class Case {
     config_.head_dim = input_.between(1, 80);
     config_.v_head_dim = input_.rarely(2) ? input_.between(1, 80) : 0;
     config_.page_size = input_.rarely(8) ? input_.between(1, 256) : input_.between(1, 20);
-    config_.kv_dtype = static_cast<DType>(input_.below(3));
+    const std::size_t format = input_.below(4);
+    config_.kv_dtype = format == 3 ? DType::f16 : static_cast<DType>(format);
+    config_.variant.f16_as_bf16 = format == 3;
     config_.cascade = input_.rarely(4);
     q_dtype_ = static_cast<DType>(input_.below(3));
     out_dtype_ = static_cast<DType>(input_.below(3));
@@ -383,11 +385,12 @@ class Case {
   // Within the bound of the arithmetic, where that bound says anything: not for scales and slopes that are absurd.
   void compare(std::string_view target, const std::vector<std::byte>& out, const std::vector<float>& lse,
                const std::vector<double>& want, const std::vector<double>& want_lse) const {
-    const bool rounds = target == "amx" && config_.kv_dtype == DType::bf16;
-    const testing::Arithmetic arithmetic =
-        rounds ? testing::Arithmetic{testing::kRoundBf16, testing::kRoundBf16} : testing::Arithmetic{};
+    const bool rounds = target == "amx" && (config_.kv_dtype == DType::bf16 || config_.variant.f16_as_bf16);
+    testing::Arithmetic arithmetic;
+    if (rounds) arithmetic.q = arithmetic.p = testing::kRoundBf16;
+    if (rounds && config_.variant.f16_as_bf16) arithmetic.kv = testing::kRoundBf16;
     testing::Magnitudes m;
-    m.dim = config_.head_dim, m.keys = static_cast<double>(batch_.longest), m.q_max = m.v_max = 2;
+    m.dim = config_.head_dim, m.keys = static_cast<double>(batch_.longest), m.q_max = m.k_max = m.v_max = 2;
     m.q_norm = m.k_norm = 2 * std::sqrt(m.dim);
     m.sm_scale = config_.variant.sm_scale != 0 ? static_cast<double>(config_.variant.sm_scale) : 1 / std::sqrt(m.dim);
     double slope = 0, sink = 0;

@@ -28,6 +28,7 @@ struct AttendShape {
   std::int64_t kv_len = 100;
   std::int64_t first_pos = -1;  ///< -1: the rows are the last ones of the sequence.
   DType kv_dtype = DType::bf16, q_dtype = DType::bf16, out_dtype = DType::f32;
+  bool f16_as_bf16 = false;
   bool causal = true;
   std::int32_t window_left = -1;
   float soft_cap = 0, query_scale = 1;
@@ -62,7 +63,7 @@ class AttendCase {
     params_.num_q_heads = num_q_heads(), params_.num_kv_heads = shape.num_kv_heads, params_.group = shape.group;
     params_.head_dim = shape.head_dim, params_.v_head_dim = shape.v_head_dim, params_.page_size = shape.page_size;
     params_.kv_dtype = shape.kv_dtype, params_.q_dtype = shape.q_dtype, params_.out_dtype = shape.out_dtype;
-    params_.causal = shape.causal, params_.window_left = shape.window_left;
+    params_.f16_as_bf16 = shape.f16_as_bf16, params_.causal = shape.causal, params_.window_left = shape.window_left;
     params_.sm_scale = 1 / std::sqrt(static_cast<float>(shape.head_dim)), params_.logits_soft_cap = shape.soft_cap;
     params_.alibi_slopes = shape.alibi ? slopes_.data() : nullptr;
     params_.sinks = shape.sinks ? sinks_.data() : nullptr;

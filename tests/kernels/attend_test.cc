@@ -188,8 +188,8 @@ TEST(Attend, KeysBetweenSinkTokensAndWindowAreNotRead) {
   shape.config.variant.window_left = 9;
   shape.config.variant.sink_tokens = 4;
   shape.sequences = {{2000, 1}, {300, 40}};
-  for (const DType format : kFormats) {
-    shape.config.kv_dtype = format;
+  for (const StoredFormat& format : kStoredFormats) {
+    format.set(shape.config);
     const Problem problem(shape);
     const auto want = problem.reference();
     const AttentionBatch batch = problem.batch();
@@ -203,10 +203,10 @@ TEST(Attend, KeysBetweenSinkTokensAndWindowAreNotRead) {
     };
     poison(1, 496);
     poison(batch.kv_indptr[1] + 1, batch.kv_indptr[1] + 61);
-    for (const char* target : runnable_targets()) {
+    for (const char* target : targets_of(shape.config)) {
       const auto got = problem.run(target);
       ASSERT_TRUE(got.has_value());
-      EXPECT_EQ(problem.difference(*got, *want, arithmetic_of(target, format)), "") << target;
+      EXPECT_EQ(problem.difference(*got, *want, arithmetic_of(target, problem.config())), "") << target;
     }
   }
 }
@@ -318,8 +318,8 @@ enum class Poisoned { kKeys, kValues };
 // NaN in K of two tokens, or an infinity and a NaN in V of them, reach exactly the rows that see those tokens, whatever
 // hides them from others. Tokens 61 and 66 are seen by some rows of the sequences alone.
 void expect_exceptions_stay_where_seen(ProblemShape shape, Poisoned poisoned) {
-  for (const DType format : kFormats) {
-    shape.config.kv_dtype = format;
+  for (const StoredFormat& format : kStoredFormats) {
+    format.set(shape.config);
     const Problem problem(shape);
     const KvView view = problem.view();
     const AttentionBatch batch = problem.batch();
@@ -334,7 +334,7 @@ void expect_exceptions_stay_where_seen(ProblemShape shape, Poisoned poisoned) {
                                             head * view.k_head_stride + slot * view.k_token_stride
                                       : static_cast<const std::byte*>(view.v) + page * view.v_page_stride +
                                             head * view.v_head_stride + slot * view.v_token_stride;
-          format::store_element(const_cast<void*>(row), dim, format, value);
+          format::store_element(const_cast<void*>(row), dim, format.dtype, value);
         }
       }
     };
@@ -353,7 +353,7 @@ void expect_exceptions_stay_where_seen(ProblemShape shape, Poisoned poisoned) {
       };
       const std::size_t num_exceptions = blank(finite.out, got.out) + blank(finite.lse, got.lse);
       EXPECT_GT(num_exceptions, 0U);
-      ASSERT_EQ(problem.difference(got, finite, arithmetic_of(target, format)), "");
+      ASSERT_EQ(problem.difference(got, finite, arithmetic_of(target, problem.config())), "");
     });
   }
 }
@@ -446,8 +446,8 @@ TEST(Attend, KeysUnderTheLowestFiniteBiasAreSeenWhenThereIsNothingElse) {
   shape.config.num_q_heads = 6;
   shape.mask = MaskKind::kAdditive;
   shape.sequences = {{90, 40}, {70, 70}, {68, 3}, {67, 1}};
-  for (const DType format : kFormats) {
-    shape.config.kv_dtype = format;
+  for (const StoredFormat& format : kStoredFormats) {
+    format.set(shape.config);
     const Problem problem(shape);
     const std::span<const std::byte> mask = problem.batch().mask.bytes;
     for (std::size_t i = 0; i < mask.size(); i += sizeof(float)) {
@@ -456,8 +456,9 @@ TEST(Attend, KeysUnderTheLowestFiniteBiasAreSeenWhenThereIsNothingElse) {
       std::memcpy(&entry, mask.data() + i, sizeof(float));
       if (std::isfinite(entry)) std::memcpy(const_cast<std::byte*>(mask.data()) + i, &lowest, sizeof(float));
     }
-    on_every_target(problem, [format](const char* target, const Outputs& want, const Outputs& got) {
-      const double bound = arithmetic_of(target, format).p + 1e-5;
+    on_every_target(problem, [&problem](const char* target, const Outputs& want, const Outputs& got) {
+      const Arithmetic arithmetic = arithmetic_of(target, problem.config());
+      const double bound = arithmetic.p + arithmetic.kv + 1e-5;
       for (std::size_t i = 0; i < want.out.size(); ++i) ASSERT_NEAR(got.out[i], want.out[i], bound) << i;
       for (std::size_t i = 0; i < want.lse.size(); ++i) {
         if (std::isinf(want.lse[i])) {
@@ -468,6 +469,81 @@ TEST(Attend, KeysUnderTheLowestFiniteBiasAreSeenWhenThereIsNothingElse) {
         }
       }
     });
+  }
+}
+
+// The same outputs and lse, bit for bit.
+void expect_same(const Problem& a, const Problem& b, const char* target) {
+  const auto of_a = a.run(target), of_b = b.run(target);
+  ASSERT_TRUE(of_a.has_value() && of_b.has_value());
+  EXPECT_TRUE(*of_a == *of_b) << target;
+}
+
+ProblemShape long_prefill() {
+  ProblemShape shape;
+  shape.config = {.num_q_heads = 6, .num_kv_heads = 2, .head_dim = 80, .v_head_dim = 72};
+  shape.sequences = {{600, 300}, {50, 12}, {90, 20, 60}};
+  shape.q_dtype = DType::f16;
+  return shape;
+}
+
+TEST(Attend, F16AsBf16ChangesNothingElsewhere) {
+  for (const DType format : kFormats) {
+    ProblemShape shape = long_prefill();
+    shape.config.kv_dtype = format;
+    const Problem without(shape);
+    shape.config.variant.f16_as_bf16 = true;
+    const Problem with(shape);
+    for (const std::string_view target : runnable_targets()) {
+      if (target != "amx" || format != DType::f16) expect_same(with, without, target.data());
+    }
+  }
+}
+
+TEST(Attend, F16AsBf16ChangesNoDecode) {
+  for (const std::uint32_t group : {1U, 4U, 8U, 16U}) {
+    ProblemShape shape;
+    shape.config = {.num_q_heads = group, .num_kv_heads = 1, .head_dim = 64, .kv_dtype = DType::f16};
+    shape.sequences = {{2000, 1}, {100, 1}, {1, 1}, {70, static_cast<std::int32_t>(16 / group)}};
+    const Problem without(shape);
+    shape.config.variant.f16_as_bf16 = true;
+    const Problem with(shape);
+    for (const char* target : runnable_targets()) expect_same(with, without, target);
+  }
+}
+
+// `half` and its queries, rounded to bf16 where they lie, over `pages` of the same shape.
+void copy_rounded(const Problem& half, const Problem& pages) {
+  const auto copy = [](const void* from, const void* to, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      format::store_element(const_cast<void*>(to), i, DType::bf16, format::load_element(from, i, DType::f16));
+    }
+  };
+  const KvView view = half.view();
+  copy(view.k, pages.view().k, static_cast<std::size_t>(view.num_pages * view.k_page_stride) / 2);
+  copy(half.queries().data, pages.queries().data, half.queries().num_elements);
+}
+
+// Rounded once, to nearest even: subnormal f16 too, and the largest, which become 65536.
+TEST(Attend, F16AsBf16IsAttentionOverBf16PagesOfTheRoundedNumbers) {
+  for (const float scale : {1.0F, 1e-6F}) {
+    for (const std::uint32_t page_size : {5U, 16U}) {
+      ProblemShape shape = long_prefill();
+      shape.config.page_size = page_size;
+      shape.config.head_dim = page_size == 16 ? 64 : 80;  // bf16 keys stand in place, or are copied
+      shape.v_scale = scale;
+      shape.config.kv_dtype = DType::f16;
+      shape.config.variant.f16_as_bf16 = true;
+      const Problem half(shape);
+      const auto* const v = static_cast<const std::byte*>(half.view().v);
+      void* const row = const_cast<std::byte*>(v + half.batch().kv_indices[0] * half.view().v_page_stride);
+      format::store_element(row, 0, DType::f16, 65504);
+      format::store_element(row, 1, DType::f16, -65504);
+      shape.config.kv_dtype = shape.q_dtype = DType::bf16;
+      const Problem rounded(shape);
+      copy_rounded(half, rounded);
+      for (const char* target : targets_of(shape.config)) expect_same(half, rounded, target);
+    }
   }
 }
 

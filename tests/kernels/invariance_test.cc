@@ -1,7 +1,7 @@
 // Results are bitwise the same for any number of threads, any batch, any placement and size of pages.
 #include <gtest/gtest.h>
 
-#include "kernels/problem.h"
+#include "kernels/expect_oracle.h"
 
 namespace pagedkv::testing {
 namespace {
@@ -13,11 +13,11 @@ ProblemShape batch_of(std::vector<SequenceShape> sequences) {
   return shape;
 }
 
-class Invariance : public ::testing::TestWithParam<DType> {
+class Invariance : public ::testing::TestWithParam<StoredFormat> {
  protected:
   static ProblemShape make(std::vector<SequenceShape> sequences) {
     ProblemShape shape = batch_of(std::move(sequences));
-    shape.config.kv_dtype = GetParam();
+    GetParam().set(shape.config);
     return shape;
   }
 };
@@ -119,14 +119,15 @@ TEST_P(Invariance, ToThreadsWithCascadeAndCascadeIsWithinTheBound) {
       const Outputs want = *cascade.reference();
       for (const char* target : runnable_targets()) {
         const Outputs shared = *cascade.run(target);
-        EXPECT_EQ(cascade.difference(shared, want, arithmetic_of(target, GetParam())), "") << target << groups << alibi;
+        EXPECT_EQ(cascade.difference(shared, want, arithmetic_of(target, cascade.config())), "")
+            << target << groups << alibi;
         for (const int threads : {1, 3, 7}) EXPECT_TRUE(*cascade.run(target, threads) == shared) << target << threads;
       }
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, Invariance, ::testing::Values(DType::f32, DType::f16, DType::bf16),
+INSTANTIATE_TEST_SUITE_P(Formats, Invariance, ::testing::ValuesIn(kStoredFormats),
                          [](const auto& format) { return to_string(format.param); });
 
 }  // namespace

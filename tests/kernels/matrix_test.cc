@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/problem.h"
+#include "kernels/expect_oracle.h"
 
 namespace pagedkv::testing {
 namespace {
@@ -124,22 +124,24 @@ double size_of_problem(const ProblemShape& shape) {
 /// A problem in every format and on every target, sampled rows against the oracle. Large problems are left out on the
 /// targets without wide vectors, which share their kernels' source with the others.
 void expect_matrix(const ProblemShape& base, const Tolerance& tolerance) {
-  for (const DType format : {DType::f32, DType::f16, DType::bf16}) {
+  for (const StoredFormat& format : kStoredFormats) {
     ProblemShape shape = base;
-    shape.config.kv_dtype = format;
-    shape.q_dtype = format;
+    format.set(shape.config);
+    shape.q_dtype = format.dtype;
+    const std::vector<const char*> targets = targets_of(shape.config);
+    if (targets.empty()) continue;
     const Problem problem(shape);
     const std::vector<std::int32_t> rows = sample_rows(problem.batch().qo_indptr);
     const Outputs want = reference_of(problem, rows);
-    const bool is_bf16 = format == DType::bf16;
-    for (const char* target : runnable_targets()) {
+    const bool is_bf16 = format.dtype == DType::bf16 || format.f16_as_bf16;
+    for (const char* target : targets) {
       const std::string_view name = target;
       if (size_of_problem(shape) > 50 && (name == "sse4" || name == "scalar")) continue;
       SCOPED_TRACE(std::string(target) + " " + to_string(format));
       const auto all = problem.run(target);
       ASSERT_TRUE(all.has_value()) << all.error().what;
       const Outputs got = rows_of(*all, rows, static_cast<std::size_t>(problem.batch().qo_indptr.back()));
-      ASSERT_EQ(problem.difference(got, want, arithmetic_of(target, format)), "");
+      ASSERT_EQ(problem.difference(got, want, arithmetic_of(target, problem.config())), "");
       ASSERT_NO_FATAL_FAILURE(expect_within(got, want, is_bf16 ? tolerance.bf16_absolute : tolerance.absolute,
                                             is_bf16 ? tolerance.bf16_relative : tolerance.relative));
     }

@@ -54,15 +54,17 @@ TEST(MemorySafety, OddHeadDimsStayInsideTheirArrays) {
 
 // One task of 2048 columns, whose scratch ends where the workspace ends.
 TEST(MemorySafety, LongPrefillStaysInsideItsWorkspaceForEveryFormatOfQueries) {
-  for (const DType pages : {DType::f16, DType::bf16}) {
-    for (const DType queries : {DType::f32, DType::f16, DType::bf16}) {
+  for (const StoredFormat& pages : kStoredFormats) {
+    if (pages.dtype == DType::f32) continue;
+    for (const DType queries : kFormats) {
       for (const std::uint32_t dim : {64U, 80U, 128U, 192U}) {
         ProblemShape shape;
-        shape.config = {.num_q_heads = 4, .num_kv_heads = 1, .head_dim = dim, .kv_dtype = pages};
+        shape.config = {.num_q_heads = 4, .num_kv_heads = 1, .head_dim = dim};
+        pages.set(shape.config);
         shape.q_dtype = queries;
         shape.sequences = {{512, 512, -1}};
         const Problem problem(shape);
-        for (const std::string_view target : runnable_targets()) {
+        for (const std::string_view target : targets_of(shape.config)) {
           if (target == "scalar" || target == "sse4") continue;  // whose kernels are those of avx2
           EXPECT_TRUE(problem.run(target.data(), 1).has_value()) << target;
         }

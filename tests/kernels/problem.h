@@ -261,13 +261,11 @@ class Problem {
                                slot * view_.v_token_stride;
           magnitudes_.k_norm =
               std::max(magnitudes_.k_norm, fill(k, config_.head_dim, config_.kv_dtype, shape_.k_scale, normal, random));
+          magnitudes_.k_max = std::max(magnitudes_.k_max, largest(k, config_.head_dim, config_.kv_dtype));
           if (shape_.layout != PageLayout::kLatent) {
             fill(v, v_dim_, config_.kv_dtype, shape_.v_scale, normal, random);
           }
-          for (std::size_t d = 0; d < v_dim_; ++d) {
-            const double value = static_cast<double>(format::load_element(v, d, config_.kv_dtype));
-            magnitudes_.v_max = std::max(magnitudes_.v_max, std::fabs(value));
-          }
+          magnitudes_.v_max = std::max(magnitudes_.v_max, largest(v, v_dim_, config_.kv_dtype));
         }
       }
     }
@@ -284,6 +282,14 @@ class Problem {
     return std::sqrt(norm);
   }
 
+  static double largest(const std::byte* row, std::size_t dim, DType dtype) {
+    double size = 0;
+    for (std::size_t d = 0; d < dim; ++d) {
+      size = std::max(size, std::fabs(static_cast<double>(format::load_element(row, d, dtype))));
+    }
+    return size;
+  }
+
   void make_queries() {
     std::mt19937 random(shape_.seed + 1);
     std::normal_distribution<float> normal;
@@ -292,10 +298,7 @@ class Problem {
       std::byte* const at = q_.data() + row * config_.head_dim * size_of(shape_.q_dtype);
       magnitudes_.q_norm =
           std::max(magnitudes_.q_norm, fill(at, config_.head_dim, shape_.q_dtype, shape_.q_scale, normal, random));
-      for (std::size_t d = 0; d < config_.head_dim; ++d) {
-        magnitudes_.q_max =
-            std::max(magnitudes_.q_max, static_cast<double>(std::fabs(format::load_element(at, d, shape_.q_dtype))));
-      }
+      magnitudes_.q_max = std::max(magnitudes_.q_max, largest(at, config_.head_dim, shape_.q_dtype));
     }
     const float scale = config_.variant.sm_scale;
     magnitudes_.sm_scale =
@@ -352,10 +355,12 @@ inline std::vector<const char*> runnable_targets() {
   return names;
 }
 
-/// The arithmetic that a target may use for a format.
-inline Arithmetic arithmetic_of(std::string_view target, DType kv_dtype) {
-  if (target == "amx" && kv_dtype == DType::bf16) return {.q = kRoundBf16, .p = kRoundBf16};
-  return {};
+/// The arithmetic that a target may use for a layer.
+inline Arithmetic arithmetic_of(std::string_view target, const AttentionConfig& config) {
+  if (target != "amx") return {};
+  if (config.kv_dtype == DType::bf16) return {.q = kRoundBf16, .p = kRoundBf16};
+  if (config.kv_dtype != DType::f16 || !config.variant.f16_as_bf16) return {};
+  return {.q = kRoundBf16, .p = kRoundBf16, .kv = kRoundBf16};
 }
 
 }  // namespace pagedkv::testing

@@ -17,14 +17,15 @@ inline constexpr double kRound32 = 0x1p-24, kRound16 = 0x1p-11, kRoundBf16 = 0x1
 
 /// What an arithmetic rounds besides f32 sums.
 struct Arithmetic {
-  double q = 0;  ///< Unit roundoff of queries inside the kernel; 0 if they stay f32.
-  double p = 0;  ///< Of softmax weights.
+  double q = 0;   ///< Unit roundoff of queries inside the kernel; 0 if they stay f32.
+  double p = 0;   ///< Of softmax weights.
+  double kv = 0;  ///< Of K and V inside the kernel; 0 if they are as stored.
 };
 
 /// Sizes of the numbers that meet.
 struct Magnitudes {
-  double q_norm = 0, k_norm = 0;  ///< Largest Euclidean norms of rows.
-  double q_max = 0, v_max = 0;    ///< Largest absolute elements.
+  double q_norm = 0, k_norm = 0;           ///< Largest Euclidean norms of rows.
+  double q_max = 0, k_max = 0, v_max = 0;  ///< Largest absolute elements.
   double sm_scale = 0;
   double largest_bias = 0;  ///< Largest |ALiBi or additive mask| on a visible logit.
   double dim = 0, keys = 0;
@@ -34,8 +35,9 @@ struct Magnitudes {
 inline double logit_bound(const Arithmetic& a, const Magnitudes& m) {
   const double sums = kRound32 * std::sqrt(m.dim + 8) * m.q_norm * m.k_norm;
   const double queries = a.q / std::sqrt(3.0) * m.q_max * m.k_norm;
+  const double keys = a.kv / std::sqrt(3.0) * m.k_max * m.q_norm;
   const double biases = 4 * kRound32 * (m.largest_bias + m.q_norm * m.k_norm * std::fabs(m.sm_scale));
-  return kLambda * std::fabs(m.sm_scale) * (sums + queries) + biases;
+  return kLambda * std::fabs(m.sm_scale) * (sums + queries + keys) + biases;
 }
 
 inline double lse_bound(const Arithmetic& a, const Magnitudes& m) {
@@ -48,7 +50,7 @@ inline double output_bound(const Arithmetic& a, const Magnitudes& m, DType out) 
   const double store = out == DType::f32 ? kRound32 : out == DType::f16 ? kRound16 : kRoundBf16;
   // Sums over keys: 64 in a block, then blocks, then parts; exponentials within 2 ulp.
   const double sums = kLambda * kRound32 * (8 + std::sqrt(64.0) + std::sqrt(m.keys / 64 + 1));
-  return m.v_max * (2 * logit_bound(a, m) + sums + kLambda * a.p + store);
+  return m.v_max * (2 * logit_bound(a, m) + sums + kLambda * a.p + a.kv + store);
 }
 
 }  // namespace pagedkv::testing

@@ -266,11 +266,14 @@ void expect_rows_alone_as_together(const AttendShape& shape, const AttendKernel&
 
 TEST_F(AmxKernel, PrefillRowDoesNotDependOnItsNeighbours) {
   const AttendShape plain{.num_rows = 100, .kv_len = 700, .sinks = true};
-  std::vector<AttendShape> variants(5, plain);
+  std::vector<AttendShape> variants(8, plain);
   variants[1].soft_cap = 5;
   variants[2].alibi = true;
   variants[3].soft_cap = 5, variants[3].alibi = true, variants[3].mask = MaskKind::kBool;
   variants[4].mask = MaskKind::kAdditive;
+  variants[5].kv_dtype = DType::f16;
+  variants[6].kv_dtype = variants[7].kv_dtype = DType::f16, variants[6].f16_as_bf16 = variants[7].f16_as_bf16 = true;
+  variants[7].soft_cap = 5;
   for (AttendShape shape : variants) {
     for (const std::uint32_t group : {1U, 4U, 7U}) {
       for (const float scale : {1.f, 30.f}) {

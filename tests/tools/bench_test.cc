@@ -53,6 +53,7 @@ TEST(BenchAttention, EveryVariantRunsOnEveryTargetAndAgreesWithTheOracle) {
                                            {"--v-head-dim", "40"},
                                            {"--head-dim", "96", "--v-head-dim", "64", "--values-in-keys"},
                                            {"--dtype", "f16", "--page-size", "3"},
+                                           {"--dtype", "f16", "--f16-as-bf16", "--query-len", "20"},
                                            {"--dtype", "f32", "--page-order", "contiguous"},
                                            {"--dtype", "bf16", "--q-dtype", "f32"},
                                            {"--contexts", "130,17x3"},

@@ -248,6 +248,7 @@ Json to_json(const Options& options, const WorkloadShape& shape, const Attention
                {"query_len", shape.query_len},
                {"dtype", to_string(config.kv_dtype)},
                {"q_dtype", to_string(shape.q_dtype)},
+               {"f16_as_bf16", config.kv_dtype == DType::f16 && config.variant.f16_as_bf16},
                {"page_size", config.page_size},
                {"page_order", options.page_order},
                {"huge_pages", bench.workload().huge_pages()},
@@ -283,11 +284,11 @@ Json to_json(const Options& options, const WorkloadShape& shape, const Attention
 void print_text(const Json& json) {
   const auto number = [&json](const char* key) { return json[key].get<double>(); };
   const auto text = [&json](const char* key) { return json[key].get<std::string>(); };
-  fmt::print("{} {}, target {}, {} threads: {}/{} heads x {}, batch {}, context {}, queries {}, page {} ({} order)\n",
-             text("phase"), text("dtype"), text("target"), json["threads"].get<int>(), json["q_heads"].get<int>(),
-             json["kv_heads"].get<int>(), json["head_dim"].get<int>(), json["batch"].get<int>(),
-             json["context"].get<long>(), json["query_len"].get<long>(), json["page_size"].get<int>(),
-             text("page_order"));
+  fmt::print("{} {}{}, target {}, {} threads: {}/{} heads x {}, batch {}, context {}, queries {}, page {} ({} order)\n",
+             text("phase"), text("dtype"), json["f16_as_bf16"].get<bool>() ? " as bf16" : "", text("target"),
+             json["threads"].get<int>(), json["q_heads"].get<int>(), json["kv_heads"].get<int>(),
+             json["head_dim"].get<int>(), json["batch"].get<int>(), json["context"].get<long>(),
+             json["query_len"].get<long>(), json["page_size"].get<int>(), text("page_order"));
   fmt::print("checked     {} rows against the oracle, relative error {:.1e} (allowed {:.0e})\n",
              json["rows_checked"].get<std::size_t>(), number("relative_error"), number("relative_error_allowed"));
   fmt::print("time        {:.4f} ms (p10 {:.4f}, p90 {:.4f}) over {} samples, plan {:.1f} us\n", number("ms_median"),
@@ -365,6 +366,7 @@ void add_variant_options(CLI::App& app, Options& o) {
   app.add_option("--window", o.config.variant.window_left, "Keys to the left of a query that it sees (default: all)")
       ->check(CLI::Range(0, 1 << 30));
   app.add_option("--soft-cap", o.config.variant.logits_soft_cap, "Soft cap of the logits");
+  app.add_flag("--f16-as-bf16", o.config.variant.f16_as_bf16, "f16 pages may be rounded to bf16 for the matrix units");
   app.add_flag("--sinks", o.sinks, "A sink logit a query head");
   app.add_flag("--alibi", o.alibi, "ALiBi slopes");
   const std::map<std::string, MaskKind> masks = {{"none", MaskKind::kNone},

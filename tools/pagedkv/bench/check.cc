@@ -106,9 +106,11 @@ CheckedError check_against_oracle(const AttentionConfig& config, Workload& workl
     if (!(error <= lse_error)) lse_error = error;  // NaN stays
   }
   const double rms = squared_error == 0 ? 0 : std::sqrt(squared_error / squared_oracle);
-  return {.relative = std::isnan(rms) || std::isnan(lse_error) ? std::nan("") : std::max(rms, lse_error),
-          .allowed = std::max(allowed_error(config.kv_dtype), allowed_error(workload.q().dtype)),
-          .rows = rows.size()};
+  const bool is_rounded = config.kv_dtype == DType::f16 && config.variant.f16_as_bf16;
+  return {
+      .relative = std::isnan(rms) || std::isnan(lse_error) ? std::nan("") : std::max(rms, lse_error),
+      .allowed = std::max(allowed_error(is_rounded ? DType::bf16 : config.kv_dtype), allowed_error(workload.q().dtype)),
+      .rows = rows.size()};
 }
 
 }  // namespace pagedkv::tool
