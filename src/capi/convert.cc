@@ -33,14 +33,22 @@ pagedkv_attention_variant variant_of(const AttentionVariant& given) noexcept {
           .num_alibi_slopes = given.alibi_slopes.size()};
 }
 
-AttentionVariant Checks::variant(const pagedkv_attention_variant& given) noexcept {
+std::uint64_t attention_flags_of(const AttentionVariant& given) noexcept {
+  return given.f16_as_bf16 ? PAGEDKV_F16_AS_BF16 : 0;
+}
+
+AttentionVariant Checks::variant(const pagedkv_attention_variant& given, std::uint64_t attention_flags) noexcept {
+  if ((attention_flags & ~std::uint64_t{PAGEDKV_F16_AS_BF16}) != 0) {
+    fail({Errc::kUnsupported, "attention_flags has a bit that this version of the library does not know"});
+  }
   return {.sm_scale = given.sm_scale,
           .causal = given.non_causal == 0,
           .window_left = window_left_of(given.window),
           .sink_tokens = given.sink_tokens,
           .logits_soft_cap = given.logits_soft_cap,
           .sinks = span(given.sinks, given.num_sinks),
-          .alibi_slopes = span(given.alibi_slopes, given.num_alibi_slopes)};
+          .alibi_slopes = span(given.alibi_slopes, given.num_alibi_slopes),
+          .f16_as_bf16 = (attention_flags & PAGEDKV_F16_AS_BF16) != 0};
 }
 
 KvView view_of(const pagedkv_kv_view& given) noexcept {

@@ -24,6 +24,14 @@ namespace pagedkv::capi {
 /// where its first version ended, for instance offsetof(pagedkv_x, first_new_member).
 template <class T>
 inline constexpr std::size_t kFirstVersionBytes = sizeof(T);
+template <>
+inline constexpr std::size_t kFirstVersionBytes<pagedkv_cache_options> =
+    offsetof(pagedkv_cache_options, attention_flags);
+template <>
+inline constexpr std::size_t kFirstVersionBytes<pagedkv_cache_info> = offsetof(pagedkv_cache_info, attention_flags);
+template <>
+inline constexpr std::size_t kFirstVersionBytes<pagedkv_attention_config> =
+    offsetof(pagedkv_attention_config, attention_flags);
 
 /// A caller's struct that begins with `struct_size`, as this library knows it. Members that the caller does not have
 /// are 0; members that the library does not have must be.
@@ -90,7 +98,7 @@ class Checks {
     check_count(given.data, given.num_elements);
     return {given.data, given.num_elements, dtype(given.dtype)};
   }
-  AttentionVariant variant(const pagedkv_attention_variant& given) noexcept;
+  AttentionVariant variant(const pagedkv_attention_variant& given, std::uint64_t attention_flags) noexcept;
   void fail(Error error) noexcept {
     if (error_ == Errc::kOk) error_ = error;
   }
@@ -108,6 +116,7 @@ class Checks {
 /// window (keys with the own one, 0 = all) as window_left (keys before it, -1 = all). Absurd windows see all keys.
 std::int32_t window_left_of(std::uint32_t window) noexcept;
 pagedkv_attention_variant variant_of(const AttentionVariant& given) noexcept;
+std::uint64_t attention_flags_of(const AttentionVariant& given) noexcept;
 
 KvView view_of(const pagedkv_kv_view& given) noexcept;
 pagedkv_kv_view view_of(const KvView& given) noexcept;

@@ -18,7 +18,7 @@ Result<AttentionConfig> read_config(const pagedkv_attention_config* given) noexc
   config.v_head_dim = known->v_head_dim;
   if (known->page_size != 0) config.page_size = known->page_size;
   config.kv_dtype = checks.dtype(known->kv_dtype);
-  config.variant = checks.variant(known->variant);
+  config.variant = checks.variant(known->variant, known->attention_flags);
   config.target = checks.text(known->target);
   config.cascade = known->cascade != 0;
   if (checks.failed()) return checks.error();

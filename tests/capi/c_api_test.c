@@ -302,6 +302,9 @@ static void test_bad_options(void) {
   options.eviction_policy = 7;
   CHECK_STATUS(pagedkv_cache_create(&options, &cache), PAGEDKV_INVALID_ARGUMENT);
   options = small_options();
+  options.attention_flags = UINT64_MAX;
+  CHECK_STATUS(pagedkv_cache_create(&options, &cache), PAGEDKV_UNSUPPORTED);
+  options = small_options();
   options.zero_pages_between_tenants = 2;
   CHECK_STATUS(pagedkv_cache_create(&options, &cache), PAGEDKV_INVALID_ARGUMENT);
   options = small_options();

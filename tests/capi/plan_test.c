@@ -2,6 +2,7 @@
 // every visible key weighs the same and the expected output is a mean.
 #include <math.h>
 #include <stdalign.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "check.h"
@@ -139,6 +140,52 @@ static void test_variants(void) {
   }
 }
 
+enum { kManyRows = 20 };
+
+// The first output element of 20 query rows over f16 pages whose values are 1 + 2^-9, which bf16 rounds to 1.
+static float run_f16(const pagedkv_attention_config* config) {
+  uint16_t k[kTokens * kDim] = {0}, v[kTokens * kDim];
+  for (int i = 0; i < kTokens * kDim; ++i) v[i] = 0x3C02;
+  pagedkv_kv_view pages = pages_of_zeros();
+  pages.k = k;
+  pages.v = v;
+  pages.k_page_stride = pages.k_head_stride = pages.v_page_stride = pages.v_head_stride = kPageSize * kDim * 2;
+  pages.k_token_stride = pages.v_token_stride = kDim * 2;
+  const int32_t qo_indptr[] = {0, kManyRows}, length = kTokens, start = kTokens;
+  pagedkv_attention_batch batch = decode(&length);
+  batch.qo_indptr = qo_indptr;
+  batch.q_start = &start;
+  batch.num_q_start = 1;
+  const float q[kManyRows * kDim] = {1, 1};
+  float result[kManyRows * kDim];
+  pagedkv_plan plan = 0;
+  OK(pagedkv_plan_create(config, &batch, NULL, 0, &plan));
+  OK(pagedkv_plan_run(plan, &pages, in(q, kManyRows * kDim), out(result, kManyRows * kDim), NULL, 0));
+  OK(pagedkv_plan_close(plan));
+  return result[0];
+}
+
+static void test_f16_as_bf16(void) {
+  const float exact = 1 + 1.0F / 512;
+  size_t index = 0;
+  const int has_amx = pagedkv_find_target((pagedkv_bytes){"amx", 3}, &index) == PAGEDKV_OK;
+  pagedkv_attention_config config = one_head();
+  config.kv_dtype = PAGEDKV_F16;
+  if (has_amx) config.target = (pagedkv_bytes){"amx", 3};
+  CHECK(fabsf(run_f16(&config) - exact) < 1e-6F);
+  config.attention_flags = PAGEDKV_F16_AS_BF16;
+  CHECK(fabsf(run_f16(&config) - (has_amx ? 1 : exact)) < 2e-4F);
+  config.struct_size = offsetof(pagedkv_attention_config, attention_flags);  // a caller that knows no flags
+  CHECK(fabsf(run_f16(&config) - exact) < 1e-6F);
+
+  config.struct_size = sizeof config;
+  config.attention_flags = 2;
+  pagedkv_plan plan = 0;
+  const int32_t length = 1;
+  const pagedkv_attention_batch batch = decode(&length);
+  CHECK_STATUS(pagedkv_plan_create(&config, &batch, NULL, 0, &plan), PAGEDKV_UNSUPPORTED);
+}
+
 static void test_extend(void) {
   const pagedkv_attention_config config = one_head();
   const pagedkv_kv_view pages = pages_of_zeros();
@@ -204,6 +251,7 @@ static void test_workspace_and_cascade(void) {
 void test_plans(void) {
   test_masks();
   test_variants();
+  test_f16_as_bf16();
   test_extend();
   test_workspace_and_cascade();
 }

@@ -84,7 +84,9 @@ class Machine : Arguments {
     options.max_capacity_pages = input_.rarely(4) ? count(50) : 0;
     options.watermark_pages = input_.rarely(4) ? count(4) : 0;
     options.no_huge_pages = 1;
-    options.no_prefix_cache = input_.rarely(4) ? 1 : 0;
+    const std::size_t flags = input_.below(8);
+    options.no_prefix_cache = flags % 4 == 3 ? 1 : 0;
+    options.attention_flags = flags / 4;
     options.eviction_policy = input_.rarely(3) ? count32(3) : 0;
     options.event_capacity = input_.rarely(3) ? count(20) : 0;
     options.attention = variant(s.q_heads);
@@ -144,7 +146,9 @@ class Machine : Arguments {
     made.kv_dtype = static_cast<std::uint32_t>(input_.below(3));
     made.variant = variant(s.q_heads);
     made.target = target();
-    made.cascade = input_.rarely(4) ? 1 : 0;
+    const std::size_t flags = input_.below(8);
+    made.cascade = flags % 4 == 3 ? 1 : 0;
+    made.attention_flags = flags / 4;
     return sized(made);
   }
   /// A batch of one sequence over any pages, as an engine of its own would make it, or any numbers.

@@ -124,6 +124,12 @@ typedef struct {
   size_t num_alibi_slopes;
 } pagedkv_attention_variant;
 
+/* Bits of attention_flags, 0 being the default of each. Bits that the library does not know are refused. */
+enum {
+  /* f16 pages may be rounded to bf16 for the matrix units: AttentionVariant::f16_as_bf16 in attention.h. */
+  PAGEDKV_F16_AS_BF16 = 1
+};
+
 /* Layers with a window of their own. */
 typedef struct {
   const uint32_t* layers;
@@ -183,6 +189,7 @@ typedef struct {
   const pagedkv_eviction_policy* policy; /* In place of eviction_policy; copied. NULL = eviction_policy. */
   pagedkv_hash_function hash;            /* NULL = XXH3. */
   pagedkv_clock_function now_ms;         /* Of retention durations; NULL = the steady clock. */
+  uint64_t attention_flags;              /* PAGEDKV_F16_AS_BF16, or 0. */
 } pagedkv_cache_options;
 
 /* What a cache was made with, defaults filled in. Pointers are valid while the cache is open. */
@@ -195,6 +202,7 @@ typedef struct {
   uint64_t page_bytes, capacity_pages, max_capacity_pages, watermark_pages;
   pagedkv_attention_variant attention;
   pagedkv_bytes target; /* As given: empty = the active one. */
+  uint64_t attention_flags;
 } pagedkv_cache_info;
 
 typedef struct {
@@ -382,7 +390,8 @@ typedef struct {
   pagedkv_dtype kv_dtype;
   pagedkv_attention_variant variant;
   pagedkv_bytes target;
-  int32_t cascade; /* Non-zero: sequences with the same leading pages read them once; see attention.h. */
+  int32_t cascade;          /* Non-zero: sequences with the same leading pages read them once; see attention.h. */
+  uint64_t attention_flags; /* PAGEDKV_F16_AS_BF16, or 0. */
 } pagedkv_attention_config;
 
 enum { PAGEDKV_MASK_NONE = 0, PAGEDKV_MASK_BOOL = 1, PAGEDKV_MASK_ADDITIVE = 2, PAGEDKV_MASK_BITS = 3 };
