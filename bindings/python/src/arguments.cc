@@ -47,6 +47,7 @@ VariantArguments::VariantArguments(Arguments& arguments, std::uint32_t num_q_hea
               .sink_tokens = arguments.take("sink_tokens", std::uint32_t{0}),
               .logits_soft_cap = arguments.take("logits_soft_cap", 0.0F),
               .sinks = sinks.floats(),
-              .alibi_slopes = alibi_slopes.floats()} {}
+              .alibi_slopes = alibi_slopes.floats(),
+              .f16_as_bf16 = arguments.take("f16_as_bf16", false)} {}
 
 }  // namespace pagedkv::python

@@ -46,8 +46,8 @@ class Arguments {
   nanobind::dict left_;
 };
 
-/// sm_scale, causal, window_left, sink_tokens, logits_soft_cap, sinks and alibi_slopes, with the arrays that they
-/// borrow. sinks is [num_q_heads], or [num_layers][num_q_heads] where num_layers is not 0.
+/// sm_scale, causal, window_left, sink_tokens, logits_soft_cap, sinks, alibi_slopes and f16_as_bf16, with the arrays
+/// that they borrow. sinks is [num_q_heads], or [num_layers][num_q_heads] where num_layers is not 0.
 struct VariantArguments {
   VariantArguments(Arguments& arguments, std::uint32_t num_q_heads, std::uint32_t num_layers = 0);
 

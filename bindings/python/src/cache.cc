@@ -96,7 +96,7 @@ constexpr const char* kMakeCacheSignature =
     "max_capacity_pages: int = 0, watermark_pages: int = 0, huge_pages: bool = True, prefix_cache: bool = True, "
     "eviction_policy: object = 'lru', event_capacity: int = 0, sm_scale: float = 0.0, causal: bool = True, "
     "window_left: int = -1, sink_tokens: int = 0, logits_soft_cap: float = 0.0, sinks: object = None, alibi_slopes: "
-    "object = None, "
+    "object = None, f16_as_bf16: bool = False, "
     "layer_groups: collections.abc.Sequence[tuple[collections.abc.Sequence[int], int, int]] = (), "
     "layers_per_page: int = 0, zero_pages_between_tenants: bool = False, target: str = '') -> None";
 

@@ -184,8 +184,7 @@ void merge(nb::handle out_a, nb::handle lse_a, nb::handle out_b, nb::handle lse_
   "num_q_heads: int, num_kv_heads: int, head_dim: int, " PAGEDKV_BATCH_PARAMETERS                           \
   ", v_head_dim: int = 0, page_size: int = 16, dtype: str = 'bf16', sm_scale: float = 0.0, causal: bool = " \
   "True, window_left: int = -1, sink_tokens: int = 0, logits_soft_cap: float = 0.0, sinks: object = None, " \
-  "alibi_slopes: object = "                                                                                 \
-  "None, target: str = '', cascade: bool = False"
+  "alibi_slopes: object = None, f16_as_bf16: bool = False, target: str = '', cascade: bool = False"
 
 void bind_plan_class(nb::module_& m) {
   nb::class_<PyPlan>(m, "AttentionPlan",

@@ -404,3 +404,15 @@ def test_sinks_of_each_layer_and_sink_tokens_are_taken(make_cache):
     assert outputs[1].abs().max() < 1e-3 < outputs[0].abs().max()
     with pytest.raises(ValueError, match="sinks"):
         make_cache(sinks=np.zeros((3, 4), np.float32))
+
+
+def test_f16_is_computed_in_bf16_only_where_that_is_asked_for(make_cache):
+    outputs = []
+    for asked in (False, True):
+        cache = make_cache(dtype="f16", f16_as_bf16=asked)
+        k, v, q = rows(cache, 20)
+        with cache.begin_step([(cache.open(), 20)]) as step:
+            step.write(0, torch.zeros_like(k), torch.full_like(v, 1 + 2**-9))  # rounds to 1
+            outputs.append(step.attend(0, torch.ones_like(q)).float())
+    assert (outputs[0] - (1 + 2**-9)).abs().max() < 1e-6
+    assert (outputs[1] - (1 if pagedkv.active_target() == "amx" else 1 + 2**-9)).abs().max() < 2e-4

@@ -198,3 +198,14 @@ def test_values_that_are_not_finite_stay_in_their_own_rows(pages, queries):
     q = queries.clone()
     out = pagedkv.AttentionPlan(**SHAPE, **csr()).run(k, v, q)
     assert out[2].isnan().all() and out[[0, 1, 3, 4, 5, 6, 7]].isfinite().all()
+
+
+def test_f16_is_computed_in_bf16_only_where_that_is_asked_for():
+    k = torch.zeros(1, 1, 32, 8, dtype=torch.float16)
+    v = torch.full_like(k, 1 + 2**-9)  # rounds to 1
+    batch = dict(qo_indptr=[0, 20], block_table=np.array([[0]], np.int32), seq_lens=[20])
+    exact, rounded = (
+        pagedkv.AttentionPlan(num_q_heads=1, num_kv_heads=1, head_dim=8, page_size=32, dtype="f16", f16_as_bf16=asked,
+                              **batch).run(k, v, torch.ones(20, 1, 8)) for asked in (False, True))
+    assert (exact - (1 + 2**-9)).abs().max() < 1e-6
+    assert (rounded - (1 if pagedkv.active_target() == "amx" else 1 + 2**-9)).abs().max() < 2e-4
