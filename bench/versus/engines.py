@@ -57,7 +57,7 @@ class Pagedkv:
             self.pages[table.long(), :, 1] = as_pages(problem.v)
             self.plans.append(
                 pagedkv.AttentionPlan(num_q_heads=s.q_heads, num_kv_heads=s.kv_heads, head_dim=s.head_dim,
-                                      page_size=self.page_size, dtype=s.dtype,
+                                      page_size=self.page_size, dtype=s.dtype, f16_as_bf16=s.f16_as_bf16,
                                       qo_indptr=[b * s.query_len for b in range(s.batch + 1)],
                                       block_table=table.reshape(s.batch, pages_each).numpy(),
                                       seq_lens=[s.context] * s.batch))

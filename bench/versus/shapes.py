@@ -21,6 +21,7 @@ class Shape:
     q_heads: int = 32
     kv_heads: int = 8
     head_dim: int = 128
+    f16_as_bf16: bool = False  # pagedkv's option; the others compute f16 as they do
 
     @property
     def decode(self) -> bool:
@@ -43,7 +44,8 @@ class Shape:
 
     def __str__(self) -> str:
         queries = "decode" if self.decode else f"{self.query_len} queries"
-        return (f"{queries}, {self.dtype}, {self.q_heads}/{self.kv_heads}x{self.head_dim}, batch {self.batch}, "
+        dtype = "f16 computed in bf16 (f16_as_bf16)" if self.f16_as_bf16 else self.dtype
+        return (f"{queries}, {dtype}, {self.q_heads}/{self.kv_heads}x{self.head_dim}, batch {self.batch}, "
                 f"context {self.context}")
 
 
@@ -63,6 +65,7 @@ SHAPES = [
     Shape("bf16", 1, 4096, query_len=512),
     Shape("bf16", 1, 2048, query_len=2048),
     Shape("f16", 1, 2048, query_len=512),
+    Shape("f16", 1, 2048, query_len=512, f16_as_bf16=True),
     Shape("f32", 1, 2048, query_len=512),
 ]
 
@@ -85,9 +88,9 @@ class Problem:
         self.v = draw(shape.batch, shape.kv_heads, shape.context, shape.head_dim)
 
     def rows_to_check(self) -> list[tuple[int, int]]:
-        """(sequence, query row): the corners of the batch."""
+        """(sequence, query row): the first and the last sequence, in prefill eight rows of each."""
         last_b, last_row = self.shape.batch - 1, self.shape.query_len - 1
-        return sorted({(0, 0), (0, last_row), (last_b, last_row)})
+        return sorted({(b, last_row * i // 7) for b in (0, last_b) for i in range(8)})
 
     def expected(self, b: int, row: int) -> np.ndarray:
         """Attention of one query row in f64. Shape: [q_heads][head_dim]."""

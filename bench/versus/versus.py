@@ -32,15 +32,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def error_of(output, problem) -> float:
-    """Relative error over the rows that are checked."""
-    import numpy as np
-    difference = squared = 0.0
-    for b, row in problem.rows_to_check():
-        expected = problem.expected(b, row)
-        difference += float(np.square(output[b, row] - expected).sum())
-        squared += float(np.square(expected).sum())
-    return (difference / squared)**0.5
+class Errors:
+    """Of an engine's output against attention in f64, over the rows that are checked."""
+
+    def __init__(self, output, problem):
+        import numpy as np
+        rows = problem.rows_to_check()
+        expected = np.stack([problem.expected(b, row) for b, row in rows])
+        difference = np.stack([output[b, row] for b, row in rows]) - expected
+        self.rms = float(np.sqrt(np.square(difference).sum() / np.square(expected).sum()))  # of that of the result
+        self.largest = float(np.abs(difference).max() / np.abs(expected).max())  # of the largest element
 
 
 def make_engines(problem, threads: int, available: list, notes: set[str]) -> list:
@@ -59,9 +60,9 @@ def make_engines(problem, threads: int, available: list, notes: set[str]) -> lis
                 raise
             notes.add(f"{engine.name}, {problem.shape}: {str(reason).strip().splitlines()[-1]}")
             continue
-        error = error_of(instance.output(problem.shape), problem)
-        if not error <= ALLOWED_ERROR[problem.shape.dtype]:
-            sys.exit(f"versus: {engine.name} differs from f64 attention by {error:.2g} at {problem.shape}")
+        instance.errors = Errors(instance.output(problem.shape), problem)
+        if not instance.errors.rms <= ALLOWED_ERROR[problem.shape.dtype]:
+            sys.exit(f"versus: {engine.name} differs from f64 attention by {instance.errors.rms:.2g} at {problem.shape}")
         made.append(instance)
     return made
 
@@ -86,6 +87,11 @@ def rate(shape, seconds: float) -> str:
     return f"{shape.kv_bytes / seconds * 1e-9:.1f} GB/s" if shape.decode else f"{shape.flops / seconds * 1e-9:.0f} GFLOP/s"
 
 
+def print_head(engines: list) -> None:
+    print("| shape | " + " | ".join(engine.name for engine in engines) + " |")
+    print("|---|" + "---|" * len(engines))
+
+
 def main() -> int:
     options = parse()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.threads])
@@ -106,17 +112,17 @@ def main() -> int:
         return 0 if shapes else 2
 
     print(f"{options.threads} threads; median of calls in turn; in brackets the time of a call, in times of pagedkv's\n")
-    print("| shape | " + " | ".join(engine.name for engine in available) + " |")
-    print("|---|" + "---|" * len(available))
+    print_head(available)
     notes: set[str] = set()
-    ahead, report = [], []
+    ahead, report, errors = [], [], []
     for shape in shapes:
         problem = Problem(shape, rounded)
         engines = make_engines(problem, options.threads, available, notes)
         medians = {}
         for engine, samples in zip(engines, measure(engines, shape.copies, options.seconds)):
             medians[engine.name] = statistics.median(samples)
-            report.append({"shape": str(shape), "engine": engine.name, "ms": [1e3 * s for s in samples]})
+            report.append({"shape": str(shape), "engine": engine.name, "ms": [1e3 * s for s in samples],
+                           "rms_error": engine.errors.rms, "largest_error": engine.errors.largest})
         ours = medians["pagedkv"]
         cells = []
         for engine in available:
@@ -126,8 +132,12 @@ def main() -> int:
             if seconds is not None and seconds < ours:
                 ahead.append(f"{engine.name} is ahead at {shape}")
         print(f"| {shape} | " + " | ".join(cells) + " |", flush=True)
+        found = {engine.name: f"{engine.errors.rms:.1e}, {engine.errors.largest:.1e}" for engine in engines}
+        errors.append(f"| {shape} | " + " | ".join(found.get(engine.name, "-") for engine in available) + " |")
         del engines
-    print()
+    print("\nDifference from attention in f64: root mean square, of that of the result; largest, of the largest element\n")
+    print_head(available)
+    print("\n".join(errors) + "\n")
     for line in [*sorted(notes), *(ahead or ["No peer is ahead in any row."])]:
         print(line)
     if options.json:
