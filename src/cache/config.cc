@@ -115,7 +115,8 @@ void Config::make_attention() {
                           .page_size = options_.page_size,
                           .kv_dtype = shape.dtype,
                           .variant = options_.attention,
-                          .target = options_.target});
+                          .target = options_.target,
+                          .cascade = options_.cascade});
     AttentionVariant& variant = attention_.back().variant;
     variant.window_left = table.window_left;
     variant.sink_tokens = table.sink_tokens;

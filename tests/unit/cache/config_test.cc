@@ -102,6 +102,16 @@ TEST(Config, APageMayTakeAllBytesOfTheCapacity) {
   EXPECT_EQ(config.capacity_pages(), 1u);
 }
 
+TEST(Config, CascadeIsOfEveryLayer) {
+  KvCacheOptions options = small();
+  Config plain, cascade;
+  ASSERT_TRUE(plain.assign(options));
+  EXPECT_FALSE(plain.attention().cascade);
+  options.cascade = true;
+  ASSERT_TRUE(cascade.assign(options));
+  EXPECT_TRUE(cascade.attention().cascade);
+}
+
 TEST(Config, SinksAreOfAllLayersOrOfEach) {
   const std::vector<float> four{1, 2, 3, 4}, eight{1, 2, 3, 4, 5, 6, 7, 8};
   KvCacheOptions options = small();

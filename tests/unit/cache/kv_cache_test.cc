@@ -259,6 +259,28 @@ TEST(Step, AttendsOverHeldAndNewTokensCausally) {
   EXPECT_NEAR(lse[2], std::log(7.0), 1e-6);
 }
 
+TEST(Step, OfForksGivesTheSameWithCascade) {
+  KvCacheOptions options = tiny(600);
+  options.cascade = true;
+  KvCache cache = KvCache::create(options).value();
+  Sequence a = cache.open().value();
+  feed(cache, a, 1000, 2);
+  feed(cache, a, 50, 5);  // 1024 tokens are a part that is shared
+  Sequence alone = cache.open().value();
+  feed(cache, alone, 3, 1);
+  Sequence b = a.fork().value();
+  feed(cache, b, 10, 7);
+  Step step = cache.begin_step({{&a, 1}, {&alone, 1}, {&b, 1}}).value();
+  write_all(step, 9);
+  const std::vector<float> q(3 * 8, 0);
+  std::vector<float> out(3 * 8), lse(3 * 2);
+  ASSERT_TRUE(step.attend(1, q, out, lse));
+  EXPECT_NEAR(out[0], (1000 * 2 + 50 * 5 + 9) / 1051.0, 1e-5);
+  EXPECT_NEAR(out[8], (3 * 1 + 9) / 4.0, 1e-5);
+  EXPECT_NEAR(out[16], (1000 * 2 + 50 * 5 + 10 * 7 + 9) / 1061.0, 1e-5);
+  EXPECT_NEAR(lse[4], std::log(1061.0), 1e-5);
+}
+
 TEST(Step, SeesItsSinkTokensAndItsWindow) {
   KvCacheOptions options = tiny(64);
   options.attention.window_left = 5;
