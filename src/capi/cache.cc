@@ -117,6 +117,7 @@ Result<KvCache> create_cache(const pagedkv_cache_options* given, std::shared_ptr
   options.prefix.hash = known->hash;
   options.prefix.now_ms = known->now_ms;
   options.attention = checks.variant(known->attention, known->attention_flags);
+  options.cascade = (known->attention_flags & PAGEDKV_CASCADE) != 0;
   options.layers_per_page = known->layers_per_page;
   options.target = checks.text(known->target);
   std::vector<KvLayerGroup> groups;
@@ -262,7 +263,7 @@ pagedkv_status pagedkv_cache_get_info(pagedkv_cache cache, pagedkv_cache_info* i
     out.watermark_pages = options.watermark_pages;
     out.attention = variant_of(options.attention);
     out.target = {options.target.data(), options.target.size()};
-    out.attention_flags = attention_flags_of(options.attention);
+    out.attention_flags = attention_flags_of(options.attention, options.cascade);
     return write_sized(out, info);
   });
 }

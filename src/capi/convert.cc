@@ -33,12 +33,12 @@ pagedkv_attention_variant variant_of(const AttentionVariant& given) noexcept {
           .num_alibi_slopes = given.alibi_slopes.size()};
 }
 
-std::uint64_t attention_flags_of(const AttentionVariant& given) noexcept {
-  return given.f16_as_bf16 ? PAGEDKV_F16_AS_BF16 : 0;
+std::uint64_t attention_flags_of(const AttentionVariant& given, bool cascade) noexcept {
+  return (given.f16_as_bf16 ? std::uint64_t{PAGEDKV_F16_AS_BF16} : 0) | (cascade ? std::uint64_t{PAGEDKV_CASCADE} : 0);
 }
 
 AttentionVariant Checks::variant(const pagedkv_attention_variant& given, std::uint64_t attention_flags) noexcept {
-  if ((attention_flags & ~std::uint64_t{PAGEDKV_F16_AS_BF16}) != 0) {
+  if ((attention_flags & ~std::uint64_t{PAGEDKV_F16_AS_BF16 | PAGEDKV_CASCADE}) != 0) {
     fail({Errc::kUnsupported, "attention_flags has a bit that this version of the library does not know"});
   }
   return {.sm_scale = given.sm_scale,

@@ -116,7 +116,7 @@ class Checks {
 /// window (keys with the own one, 0 = all) as window_left (keys before it, -1 = all). Absurd windows see all keys.
 std::int32_t window_left_of(std::uint32_t window) noexcept;
 pagedkv_attention_variant variant_of(const AttentionVariant& given) noexcept;
-std::uint64_t attention_flags_of(const AttentionVariant& given) noexcept;
+std::uint64_t attention_flags_of(const AttentionVariant& given, bool cascade) noexcept;
 
 KvView view_of(const pagedkv_kv_view& given) noexcept;
 pagedkv_kv_view view_of(const KvView& given) noexcept;

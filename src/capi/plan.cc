@@ -20,7 +20,7 @@ Result<AttentionConfig> read_config(const pagedkv_attention_config* given) noexc
   config.kv_dtype = checks.dtype(known->kv_dtype);
   config.variant = checks.variant(known->variant, known->attention_flags);
   config.target = checks.text(known->target);
-  config.cascade = known->cascade != 0;
+  config.cascade = known->cascade != 0 || (known->attention_flags & PAGEDKV_CASCADE) != 0;
   if (checks.failed()) return checks.error();
   return config;
 }

@@ -179,7 +179,7 @@ static void test_f16_as_bf16(void) {
   CHECK(fabsf(run_f16(&config) - exact) < 1e-6F);
 
   config.struct_size = sizeof config;
-  config.attention_flags = 2;
+  config.attention_flags = 4;
   pagedkv_plan plan = 0;
   const int32_t length = 1;
   const pagedkv_attention_batch batch = decode(&length);
@@ -213,6 +213,32 @@ static void test_extend(void) {
   CHECK(fabsf(result[0] - (kTokens - 1) / 2.0F) < 1e-5F);
   OK(pagedkv_plan_close(plan));
   CHECK_STATUS(pagedkv_plan_extend(plan, &batch), PAGEDKV_CLOSED);
+}
+
+static void test_cascade_reads_shared_pages_once(void) {
+  pagedkv_attention_config config = one_head();
+  config.page_size = 256;
+  const int32_t qo_indptr[] = {0, 1, 2}, kv_indptr[] = {0, 5, 10}, indices[] = {0, 1, 2, 3, 4, 0, 1, 2, 3, 5},
+                last[] = {10, 10};
+  const pagedkv_attention_batch batch = {.struct_size = sizeof batch,
+                                         .qo_indptr = qo_indptr,
+                                         .num_qo_indptr = 3,
+                                         .kv_indptr = kv_indptr,
+                                         .num_kv_indptr = 3,
+                                         .kv_indices = indices,
+                                         .num_kv_indices = 10,
+                                         .kv_last_page_len = last,
+                                         .num_kv_last_page_len = 2};
+  uint64_t bytes[3];
+  for (int way = 0; way < 3; ++way) {
+    config.cascade = way == 1;
+    config.attention_flags = way == 2 ? PAGEDKV_CASCADE : 0;
+    pagedkv_plan plan = 0;
+    OK(pagedkv_plan_create(&config, &batch, NULL, 0, &plan));
+    OK(pagedkv_plan_kv_bytes(plan, &bytes[way]));
+    OK(pagedkv_plan_close(plan));
+  }
+  CHECK(bytes[0] / (2 * 1034) * (1024 + 20) == bytes[1] && bytes[2] == bytes[1]);
 }
 
 static void test_workspace_and_cascade(void) {
@@ -253,5 +279,6 @@ void test_plans(void) {
   test_variants();
   test_f16_as_bf16();
   test_extend();
+  test_cascade_reads_shared_pages_once();
   test_workspace_and_cascade();
 }

@@ -254,7 +254,7 @@ static void test_info(void) {
   options.attention.num_sinks = 1;
   options.attention.window = 8;
   options.attention.sink_tokens = 3;
-  options.attention_flags = PAGEDKV_F16_AS_BF16;
+  options.attention_flags = PAGEDKV_F16_AS_BF16 | PAGEDKV_CASCADE;
   options.max_capacity_pages = 9;
   options.no_prefix_cache = 1;
   pagedkv_cache cache = 0;
@@ -264,7 +264,7 @@ static void test_info(void) {
   CHECK(info.struct_size == sizeof info && info.num_layers == 1 && info.v_head_dim == kDim);
   CHECK(info.page_size == kPageSize && info.capacity_pages == 4 && info.max_capacity_pages == 9);
   CHECK(info.attention.window == 8 && info.attention.sink_tokens == 3);
-  CHECK(info.attention_flags == PAGEDKV_F16_AS_BF16);
+  CHECK(info.attention_flags == (PAGEDKV_F16_AS_BF16 | PAGEDKV_CASCADE));
   CHECK(info.attention.num_sinks == 1 && info.attention.sinks[0] == 0.5F);
   CHECK(info.attention.sinks != sinks && info.has_prefix_cache == 0 && info.target.size == 0);
   CHECK(info.page_bytes >= 2 * kPageSize * kDim * sizeof(float));

@@ -139,6 +139,21 @@ def test_forks_share_pages_until_one_writes(make_cache):
     assert cache.stats()["used_pages"] == 1
 
 
+def test_forks_that_read_shared_pages_once_give_the_same(make_cache):
+    outputs = []
+    for cascade in (False, True):
+        torch.manual_seed(1)
+        cache = make_cache(capacity_pages=1000, cascade=cascade)
+        chat = cache.open()
+        advance(cache, chat, *rows(cache, 1100))
+        branches = [chat.fork() for _ in range(3)]
+        k, v, q = rows(cache, 3)
+        with cache.begin_step([(branch, 1) for branch in branches]) as step:
+            step.write(0, k, v)
+            outputs.append(step.attend(0, q).float())
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-2
+
+
 def test_a_scheduler_can_ask_before_it_acts(make_cache):
     cache = make_cache(capacity_pages=8, watermark_pages=1)
     sequence = cache.open()

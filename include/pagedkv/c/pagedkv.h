@@ -127,7 +127,9 @@ typedef struct {
 /* Bits of attention_flags, 0 being the default of each. Bits that the library does not know are refused. */
 enum {
   /* f16 pages may be rounded to bf16 for the matrix units: AttentionVariant::f16_as_bf16 in attention.h. */
-  PAGEDKV_F16_AS_BF16 = 1
+  PAGEDKV_F16_AS_BF16 = 1,
+  /* Sequences with the same leading pages read them once: AttentionConfig::cascade in attention.h. */
+  PAGEDKV_CASCADE = 2
 };
 
 /* Layers with a window of their own. */
@@ -189,7 +191,7 @@ typedef struct {
   const pagedkv_eviction_policy* policy; /* In place of eviction_policy; copied. NULL = eviction_policy. */
   pagedkv_hash_function hash;            /* NULL = XXH3. */
   pagedkv_clock_function now_ms;         /* Of retention durations; NULL = the steady clock. */
-  uint64_t attention_flags;              /* PAGEDKV_F16_AS_BF16, or 0. */
+  uint64_t attention_flags;              /* PAGEDKV_F16_AS_BF16 | PAGEDKV_CASCADE. */
 } pagedkv_cache_options;
 
 /* What a cache was made with, defaults filled in. Pointers are valid while the cache is open. */
@@ -390,8 +392,8 @@ typedef struct {
   pagedkv_dtype kv_dtype;
   pagedkv_attention_variant variant;
   pagedkv_bytes target;
-  int32_t cascade;          /* Non-zero: sequences with the same leading pages read them once; see attention.h. */
-  uint64_t attention_flags; /* PAGEDKV_F16_AS_BF16, or 0. */
+  int32_t cascade;          /* Non-zero: as PAGEDKV_CASCADE. */
+  uint64_t attention_flags; /* PAGEDKV_F16_AS_BF16 | PAGEDKV_CASCADE. */
 } pagedkv_attention_config;
 
 enum { PAGEDKV_MASK_NONE = 0, PAGEDKV_MASK_BOOL = 1, PAGEDKV_MASK_ADDITIVE = 2, PAGEDKV_MASK_BITS = 3 };
