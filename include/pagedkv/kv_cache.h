@@ -60,7 +60,7 @@ struct KvCacheOptions {
   /// Layers of a group that share a page; groups of more take several page tables. 0 = as many as leave at most a
   /// twentieth of the places in pages empty (CacheStats::padding_bytes_per_token says what they cost).
   std::uint32_t layers_per_page = 0;
-  bool cascade = false;  ///< As AttentionConfig::cascade: a step reads pages that its sequences share once.
+  bool cascade = false;          ///< As AttentionConfig::cascade: a step reads pages that its sequences share once.
   std::string_view target = {};  ///< Kernel target by name; empty = the active one.
 };
 

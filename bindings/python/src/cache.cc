@@ -99,7 +99,8 @@ constexpr const char* kMakeCacheSignature =
     "window_left: int = -1, sink_tokens: int = 0, logits_soft_cap: float = 0.0, sinks: object = None, alibi_slopes: "
     "object = None, f16_as_bf16: bool = False, "
     "layer_groups: collections.abc.Sequence[tuple[collections.abc.Sequence[int], int, int]] = (), "
-    "layers_per_page: int = 0, zero_pages_between_tenants: bool = False, cascade: bool = False, target: str = '') -> None";
+    "layers_per_page: int = 0, zero_pages_between_tenants: bool = False, cascade: bool = False, target: str = '') -> "
+    "None";
 
 std::unique_ptr<PySequence> open_sequence(PyCache& c, nb::handle tokens, const std::string& cache_salt,
                                           const std::string& extra_key, const std::vector<RetentionRange>& retention) {
