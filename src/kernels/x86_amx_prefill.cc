@@ -6,7 +6,7 @@
 // tiles in place, which absorbs page sizes, strides and odd dimensions; then every column block goes over the chunk in
 // blocks of 256 tokens: scores S = K q^T with the softmax of the tile before interleaved, then sums += V^T P.
 // Accumulators f32, weights bf16. An f16 is the sum of two bf16, an f32 of three: f16 pages, their queries and weights
-// are cut into terms, and the products of all terms add up to what f32 would give.
+// are cut into terms, and the products of all terms (but of the lowest of weights and V) add up to what f32 would give.
 //
 // The maximum of a column is that of its first tile with a visible key; if its sum overflows 2^60 the block is done
 // again with the true maximum, column by column, so that a row's arithmetic never depends on the others. Reads each K
@@ -265,8 +265,9 @@ class PrefillTask {
       }
     }
     const std::byte* weights = scratch_.weights;
+    const int most = 4 / kv_terms_;  // V tiles that stay in registers with their terms
     for (int group = tile / 2, end = (stop + 1) / 2; group < end;) {
-      const int count = std::min(end - group, 4 - group % 4);
+      const int count = std::min(end - group, most - group % most);
       weigh_values(count, packed_.values(group), weights, sums(index), block.has_sums);
       block.has_sums = true;
       weights += count * kWeightBytes, group += count;
@@ -275,24 +276,23 @@ class PrefillTask {
       weigh_exceptions(index, tile, stop);
   }
 
-  /// sums += V^T weights over `count` V tiles of 32 tokens, all terms.
+  /// sums += V^T weights over `count` V tiles of 32 tokens.
   void weigh_values(int count, const std::byte* values, const std::byte* weights, float* sums,
                     bool has_sums) const noexcept {
-    constexpr std::int64_t kStride = 4 * kTileBytes;
+    const std::int64_t term_bytes = packed_.values_term_bytes();
     if (kv_terms_ == 1) {
-      return has_sums ? weigh<1, false>(count, values, kStride, weights, sums, d_tiles_)
-                      : weigh<1, true>(count, values, kStride, weights, sums, d_tiles_);
+      return has_sums ? weigh<1, false>(count, values, term_bytes, weights, sums, d_tiles_)
+                      : weigh<1, true>(count, values, term_bytes, weights, sums, d_tiles_);
     }
-    has_sums ? weigh<kSplitTerms, false>(count, values, kStride, weights, sums, d_tiles_)
-             : weigh<kSplitTerms, true>(count, values, kStride, weights, sums, d_tiles_);
-    weigh<kSplitTerms, false>(count, values + packed_.values_term_bytes(), kStride, weights, sums, d_tiles_);
+    has_sums ? weigh<2, false>(count, values, term_bytes, weights, sums, d_tiles_)
+             : weigh<2, true>(count, values, term_bytes, weights, sums, d_tiles_);
   }
 
   /// Scores of a token tile; those of `next_tile` follow. The slot is filled in later.
   ScorePass score_of(int index, int tile, int next_tile) const noexcept {
     ScorePass pass{};
     pass.k = packed_.keys(tile), pass.k_next = packed_.keys(next_tile % kChunkTiles).at;
-    pass.k_terms = kv_terms_, pass.is_split = kv_terms_ == 2;
+    pass.k_terms = kv_terms_;
     pass.ahead = pass.k_next;  // nothing to prefetch: a line that is prefetched anyway
     pass.queries = queries(index), pass.query_stride = std::int64_t{terms_} * k_tiles_ * kTileBytes;
     return pass;

@@ -100,8 +100,10 @@ class PackedChunk {
     std::byte* const tiles = key_tiles(tile);
     for (int t = 0; t < kTileRows; ++t) {
       std::byte* to = tiles + t * kTileRowBytes;
-      for (int term = 0; term < kv_terms_; ++term) {
-        for (int i = 0; i < k_tiles_; ++i, to += kTileBytes) _mm512_store_si512(to, piece(rows[t], i * 32, dim, term));
+      for (int i = 0; i < k_tiles_; ++i) {
+        for (int term = 0; term < kv_terms_; ++term, to += kTileBytes) {
+          _mm512_store_si512(to, piece(rows[t], i * 32, dim, term));
+        }
       }
       ahead.emit(lines);
     }

@@ -71,7 +71,7 @@ struct PrefillScratch {
   std::byte* queries;   // [B][4][terms][k tiles] tiles of [16 pairs][16 columns][2] bf16
   float* sums;          // [B][d tiles][4][16 dims][16 columns]
   ColumnBlock* blocks;  // [B]
-  std::byte* k;         // [chunk / 16][kv terms][k tiles][16 tokens][32] bf16
+  std::byte* k;         // [chunk / 16][k tiles][kv terms][16 tokens][32] bf16
   std::byte* values;    // [kv terms][chunk / 128][d tiles][4][16 dims][32 tokens] bf16
   float* scores;        // [2 slots][4][16 tokens][16 columns]
   std::byte* weights;   // [weight terms][block / 32][4][16 pairs][16 columns][2] bf16

@@ -86,15 +86,14 @@ PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, s
   const __m512 odd = kIsSplit ? exp2_exact(logit1) : exp2_fast_by_adds(logit1);
   state.sum[kTile] = _mm512_add_ps(_mm512_add_ps(state.sum[kTile], even), odd);
   asm volatile("" : "+v"(state.sum[kTile]));  // now: g++ puts all sums off to the end, spilling every weight till then
-  // Upper halves of both, rounded to nearest: two additions and a shuffle; vcvtne2ps2bf16 costs two cycles of port 0.
-  const __m512i upper = _mm512_set_epi16(63, 31, 61, 29, 59, 27, 57, 25, 55, 23, 53, 21, 51, 19, 49, 17, 47, 15, 45, 13,
-                                         43, 11, 41, 9, 39, 7, 37, 5, 35, 3, 33, 1);
   std::byte* const to = weights + kTile * kTileBytes + kPair * kTileRowBytes;
   if constexpr (kIsSplit) {
     __m512i left0 = _mm512_castps_si512(even), left1 = _mm512_castps_si512(odd);
     const __m512i cut = _mm512_set1_epi32(~0xffff);
     for (int term = 0; term < kSplitTerms; ++term) {
-      _mm512_store_si512(to + term * kWeightTermBytes, _mm512_permutex2var_epi16(left0, upper, left1));
+      // Upper halves of both: left0 >> 16 | (left1 & cut). A shuffle of words would be three operations.
+      _mm512_store_si512(to + term * kWeightTermBytes,
+                         _mm512_ternarylogic_epi32(_mm512_srli_epi32(left0, 16), left1, cut, 0xf8));
       const auto rest = [&](__m512i x) {
         return _mm512_castps_si512(
             _mm512_sub_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(_mm512_and_si512(x, cut))));
@@ -103,6 +102,9 @@ PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, s
     }
     return;
   }
+  // Upper halves of both, rounded to nearest: two additions and a shuffle; vcvtne2ps2bf16 costs two cycles of port 0.
+  const __m512i upper = _mm512_set_epi16(63, 31, 61, 29, 59, 27, 57, 25, 55, 23, 53, 21, 51, 19, 49, 17, 47, 15, 45, 13,
+                                         43, 11, 41, 9, 39, 7, 37, 5, 35, 3, 33, 1);
   const __m512i half = _mm512_set1_epi32(0x8000);
   const __m512i pairs = _mm512_permutex2var_epi16(_mm512_add_epi32(_mm512_castps_si512(even), half), upper,
                                                   _mm512_add_epi32(_mm512_castps_si512(odd), half));
@@ -135,19 +137,20 @@ struct ScorePass {
   const float* done_scores;                ///< Slot that the softmax reads.
   const Bend* bend;                        ///< Of the scores in that slot, or null if they need none any more.
   std::byte* weights;
-  int k_terms;             ///< bf16 terms of K: as many times the K tiles, one after the other.
-  bool is_split;           ///< Weights in kSplitTerms terms, kWeightTermBytes apart.
+  int k_terms;             ///< bf16 terms of K, side by side; 2: scores are bent, weights in kSplitTerms terms.
   const std::byte* ahead;  ///< Lines of the next chunk to prefetch into L2: one a product.
 };
 
-/// Tile product number kStep of a pass over kTiles K tiles, and its share of the softmax units [kFirst, kLast).
-/// K stays in tmm4..7, queries stream through tmm2 and 3, sums alternate between tmm0 and 1 and are stored in the
-/// middle of the next chain: stores in a burst would each wait for their chain, 20 % of the rate.
-template <int kTiles, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast, int kStep = 0>
+/// Tile product number kStep of a pass over kTiles K tiles of kKeyTerms terms each, and its share of the softmax units
+/// [kFirst, kLast). K stays in tmm4..7, queries stream through tmm2 and 3, each used for all terms of its K tile; sums
+/// alternate between tmm0 and 1 and are stored in the middle of the next chain: stores in a burst would each wait for
+/// their chain, 20 % of the rate.
+template <int kTiles, int kKeyTerms, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast, int kStep = 0>
 PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) noexcept {
-  constexpr int kChain = kTiles * kTerms, kColumnTile = kStep / kChain, kAcc = kColumnTile % 2;
-  constexpr int kLink = kStep % kChain, kTerm = kLink / kTiles, kTile = kLink % kTiles;
-  constexpr int kSteps = kChain * kColumnTiles;
+  constexpr int kKeyTiles = kTiles * kKeyTerms, kChain = kKeyTiles * kTerms;
+  constexpr int kColumnTile = kStep / kChain, kAcc = kColumnTile % 2, kLink = kStep % kChain;
+  constexpr int kTerm = kLink / kKeyTiles, kKeyTile = kLink % kKeyTiles, kTile = kKeyTile / kKeyTerms;
+  constexpr int kSteps = kChain * kColumnTiles, kQueries = 2 + kStep / kKeyTerms % 2;
   if constexpr (kLink == 0) {
     if constexpr (kFromZero) {
       tile_zero<kAcc>();
@@ -155,14 +158,16 @@ PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) 
       tile_load<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
     }
   }
-  tile_load<2 + kStep % 2>(
-      pass.queries + kColumnTile * pass.query_stride + kTerm * pass.term_stride + kTile * kTileBytes, kTileRowBytes);
-  tile_dot<kAcc, 4 + kTile, 2 + kStep % 2>();
+  if constexpr (kKeyTile % kKeyTerms == 0) {
+    tile_load<kQueries>(pass.queries + kColumnTile * pass.query_stride + kTerm * pass.term_stride + kTile * kTileBytes,
+                        kTileRowBytes);
+  }
+  tile_dot<kAcc, 4 + kKeyTile, kQueries>();
   if constexpr (kColumnTile > 0 && kLink == (kChain > 1 ? 1 : 0)) {
     tile_store<1 - kAcc>(pass.scores + (kColumnTile - 1) * kTileFloats, kTileRowBytes);
   }
   if constexpr (kTerm == 0) {
-    constexpr int kPart = kColumnTile * kTiles + kTile;
+    constexpr int kPart = kColumnTile * kKeyTiles + kKeyTile;
     for (int line = 0; line < 4; ++line) {  // 7-11 % against loading cold tiles; all at once loses more than it gains
       _mm_prefetch(reinterpret_cast<const char*>(pass.k_next) + (kPart * 4 + line) * 64, _MM_HINT_T0);
     }
@@ -172,65 +177,69 @@ PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) 
   softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps, kForm>(
       state, pass.done_scores, pass.weights, pass.bend);
   if constexpr (kStep + 1 < kSteps) {
-    score_steps<kTiles, kTerms, kFromZero, kForm, kFirst, kLast, kStep + 1>(state, pass);
+    score_steps<kTiles, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast, kStep + 1>(state, pass);
   } else {
     tile_store<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
   }
 }
 
-template <int kTiles, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
+template <int kTiles, int kKeyTerms, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
 __attribute__((noinline)) void score_pass(SoftmaxState& state, const ScorePass& pass) noexcept {
   SoftmaxState local = state;
   const KeyTile& k = pass.k;
+  constexpr int kKeyTiles = kTiles * kKeyTerms;
   tile_load<4>(k.at, k.row_bytes);
-  if constexpr (kTiles > 1) tile_load<5>(k.at + k.tile_bytes, k.row_bytes);
-  if constexpr (kTiles > 2) tile_load<6>(k.at + 2 * k.tile_bytes, k.row_bytes);
-  if constexpr (kTiles > 3) tile_load<7>(k.at + 3 * k.tile_bytes, k.row_bytes);
-  score_steps<kTiles, kTerms, kFromZero, kForm, kFirst, kLast>(local, pass);
+  if constexpr (kKeyTiles > 1) tile_load<5>(k.at + k.tile_bytes, k.row_bytes);
+  if constexpr (kKeyTiles > 2) tile_load<6>(k.at + 2 * k.tile_bytes, k.row_bytes);
+  if constexpr (kKeyTiles > 3) tile_load<7>(k.at + 3 * k.tile_bytes, k.row_bytes);
+  score_steps<kTiles, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(local, pass);
   state = local;
 }
 
-/// The pass over `num_tiles` (1..4) K tiles and kTerms terms of the queries.
-template <int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
+/// The pass over `num_tiles` K tiles (1..4, of two terms 1..2) and kTerms terms of the queries.
+template <int kKeyTerms, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass_of(int num_tiles, SoftmaxState& state, const ScorePass& pass) noexcept {
-  switch (num_tiles) {
-    case 1: return score_pass<1, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
-    case 2: return score_pass<2, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
-    case 3: return score_pass<3, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
-    default: return score_pass<4, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+  if (num_tiles == 1) return score_pass<1, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+  if constexpr (kKeyTerms == 1) {
+    if (num_tiles == 3) return score_pass<3, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+    if (num_tiles == 4) return score_pass<4, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
   }
+  score_pass<2, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
 }
-template <bool kFromZero, int kForm, int kFirst, int kLast>
+template <int kKeyTerms, bool kFromZero, int kForm, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass_of(int num_tiles, int num_terms, SoftmaxState& state,
                                       const ScorePass& pass) noexcept {
-  if (num_terms == 1) return score_pass_of<1, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
-  if (num_terms == 2) return score_pass_of<2, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
-  score_pass_of<3, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
+  if (num_terms == 1) return score_pass_of<kKeyTerms, 1, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
+  if (num_terms == 2) return score_pass_of<kKeyTerms, 2, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
+  score_pass_of<kKeyTerms, 3, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
 }
 template <bool kFromZero, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass(int num_tiles, int num_terms, SoftmaxState& state, const ScorePass& pass) noexcept {
-  if constexpr (kFirst < kLast) {
-    const int form = (pass.bend != nullptr ? kBent : 0) + (pass.is_split ? kSplit : 0);
-    if (form == kBent) return score_pass_of<kFromZero, kBent, kFirst, kLast>(num_tiles, num_terms, state, pass);
-    // Split weights belong to f16 pages, whose scores are always bent.
-    if (form != 0) return score_pass_of<kFromZero, kBent + kSplit, kFirst, kLast>(num_tiles, num_terms, state, pass);
+  constexpr bool kSoftmax = kFirst < kLast;
+  if (pass.k_terms == 2) {
+    constexpr int kForm = kSoftmax ? kBent + kSplit : 0;
+    return score_pass_of<2, kFromZero, kForm, kFirst, kLast>(num_tiles, num_terms, state, pass);
   }
-  score_pass_of<kFromZero, 0, kFirst, kLast>(num_tiles, num_terms, state, pass);
+  if constexpr (kSoftmax) {
+    if (pass.bend != nullptr)
+      return score_pass_of<1, kFromZero, kBent, kFirst, kLast>(num_tiles, num_terms, state, pass);
+  }
+  score_pass_of<1, kFromZero, 0, kFirst, kLast>(num_tiles, num_terms, state, pass);
 }
 
-/// Scores of one token tile over all `num_tiles` K tiles (four a pass: their K tiles stay in registers), all terms of
-/// K, one a pass, and all terms of the queries, in one chain of products. If kSoftmax, the weights of the tile before
-/// come out during the first and the last pass.
+/// Scores of one token tile over all `num_tiles` K tiles (a pass over as many as stay in four registers with their
+/// terms) and all terms of the queries, in one chain of products. If kSoftmax, the weights of the tile before come out
+/// during the first and the last pass.
 template <bool kSoftmax>
 void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePass& tile) noexcept {
   constexpr int kAll = kSoftmax ? kUnits : 0, kHalf = kAll / 2;
-  const int passes_a_term = (num_tiles + 3) / 4, num_passes = passes_a_term * tile.k_terms;
+  const int tiles_a_pass = 4 / tile.k_terms, num_passes = (num_tiles + tiles_a_pass - 1) / tiles_a_pass;
   ScorePass pass = tile;
   pass.term_stride = num_tiles * kTileBytes;
   if (num_passes == 1) return score_pass<true, 0, kAll>(num_tiles, num_terms, state, pass);
   for (int i = 0; i < num_passes; ++i) {
-    const int first = i % passes_a_term * 4, count = num_tiles - first < 4 ? num_tiles - first : 4;
-    const int k_tile = i / passes_a_term * num_tiles + first;
+    const int first = i * tiles_a_pass, count = num_tiles - first < tiles_a_pass ? num_tiles - first : tiles_a_pass;
+    const int k_tile = first * tile.k_terms;
     pass.k.at = tile.k.at + k_tile * tile.k.tile_bytes, pass.k_next = tile.k_next + k_tile * kTileBytes;
     pass.queries = tile.queries + first * kTileBytes;
     if (i == 0) {
@@ -257,10 +266,14 @@ void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePa
   state = local;
 }
 
+/// Tile product number kStep of V tiles in tmm4..7 and weights; each weight is loaded once for all terms of its V tile.
 template <int kTiles, int kTerms, bool kFromZero, int kStep = 0>
 PAGEDKV_AMX_INLINE void weigh_steps(const std::byte* weights, float* sums) noexcept {
-  constexpr int kChain = kTiles * kTerms, kColumnTile = kStep / kChain, kAcc = kColumnTile % 2;
-  constexpr int kLink = kStep % kChain, kTerm = kLink / kTiles, kTile = kLink % kTiles;
+  constexpr int kWeightTerms = kTerms == 1 ? 1 : kSplitTerms, kProducts = kTerms * kWeightTerms - (kTerms - 1);
+  constexpr int kChain = kTiles * kProducts, kColumnTile = kStep / kChain, kAcc = kColumnTile % 2;
+  constexpr int kLink = kStep % kChain, kTile = kLink / kProducts;
+  constexpr int kWeightTerm = kLink % kProducts / kTerms, kTerm = kLink % kProducts % kTerms;
+  constexpr int kWeights = 2 + (kStep / kProducts * kWeightTerms + kWeightTerm) % 2;
   if constexpr (kLink == 0) {
     if constexpr (kFromZero) {
       tile_zero<kAcc>();
@@ -268,9 +281,11 @@ PAGEDKV_AMX_INLINE void weigh_steps(const std::byte* weights, float* sums) noexc
       tile_load<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
     }
   }
-  tile_load<2 + kStep % 2>(weights + kTerm * kWeightTermBytes + kTile * kWeightBytes + kColumnTile * kTileBytes,
-                           kTileRowBytes);
-  tile_dot<kAcc, 4 + kTile, 2 + kStep % 2>();
+  if constexpr (kTerm == 0) {
+    tile_load<kWeights>(weights + kWeightTerm * kWeightTermBytes + kTile * kWeightBytes + kColumnTile * kTileBytes,
+                        kTileRowBytes);
+  }
+  tile_dot<kAcc, 4 + kTile * kTerms + kTerm, kWeights>();
   if constexpr (kColumnTile > 0 && kLink == (kChain > 1 ? 1 : 0)) {
     tile_store<1 - kAcc>(sums + (kColumnTile - 1) * kTileFloats, kTileRowBytes);
   }
@@ -281,30 +296,37 @@ PAGEDKV_AMX_INLINE void weigh_steps(const std::byte* weights, float* sums) noexc
   }
 }
 
+/// Bytes from one V tile to that of the next 16 dims, of the same 32 tokens.
+inline constexpr std::int64_t kValueStride = 4 * kTileBytes;
+
 /// sums [d tile][4][16][16] += V^T weights over kTiles k tiles of 32 tokens, or = if kFromZero: V tiles of one d tile
-/// stay in tmm4..7, weights (of all terms) stream through tmm2 and 3, sums are stored one chain late.
+/// stay in tmm4..7 with their kTerms terms, `term_bytes` apart; weights (1 term, or kSplitTerms beside 2 of V) stream
+/// through tmm2 and 3, those of a pass stay in L1; sums are stored one chain late. The product of the lowest terms is
+/// left out: it is less than 2^-21 of the whole, since a second term is below 2^-7 of its number, and a third below
+/// 2^-14.
 template <int kTiles, int kTerms, bool kFromZero>
-void weigh(const std::byte* values, std::int64_t value_stride, const std::byte* weights, float* sums,
+void weigh(const std::byte* values, std::int64_t term_bytes, const std::byte* weights, float* sums,
            int num_d_tiles) noexcept {
-  for (int d = 0; d < num_d_tiles; ++d, values += value_stride, sums += kSlotFloats) {
-    tile_load<4>(values, kTileRowBytes);
-    if constexpr (kTiles > 1) tile_load<5>(values + kTileBytes, kTileRowBytes);
-    if constexpr (kTiles > 2) tile_load<6>(values + 2 * kTileBytes, kTileRowBytes);
-    if constexpr (kTiles > 3) tile_load<7>(values + 3 * kTileBytes, kTileRowBytes);
+  const auto at = [&](int i) { return values + i / kTerms * kTileBytes + i % kTerms * term_bytes; };
+  for (int d = 0; d < num_d_tiles; ++d, values += kValueStride, sums += kSlotFloats) {
+    tile_load<4>(at(0), kTileRowBytes);
+    if constexpr (kTiles * kTerms > 1) tile_load<5>(at(1), kTileRowBytes);
+    if constexpr (kTiles * kTerms > 2) tile_load<6>(at(2), kTileRowBytes);
+    if constexpr (kTiles * kTerms > 3) tile_load<7>(at(3), kTileRowBytes);
     weigh_steps<kTiles, kTerms, kFromZero>(weights, sums);
   }
 }
 
-/// The same for `count` (1..4) k tiles.
+/// The same for `count` (1..4) k tiles of one term, or (1..2) of two.
 template <int kTerms, bool kFromZero>
-void weigh(int count, const std::byte* values, std::int64_t value_stride, const std::byte* weights, float* sums,
+void weigh(int count, const std::byte* values, std::int64_t term_bytes, const std::byte* weights, float* sums,
            int num_d_tiles) noexcept {
-  switch (count) {
-    case 1: return weigh<1, kTerms, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
-    case 2: return weigh<2, kTerms, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
-    case 3: return weigh<3, kTerms, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
-    default: return weigh<4, kTerms, kFromZero>(values, value_stride, weights, sums, num_d_tiles);
+  if (count == 1) return weigh<1, kTerms, kFromZero>(values, term_bytes, weights, sums, num_d_tiles);
+  if constexpr (kTerms == 1) {
+    if (count == 3) return weigh<3, kTerms, kFromZero>(values, term_bytes, weights, sums, num_d_tiles);
+    if (count == 4) return weigh<4, kTerms, kFromZero>(values, term_bytes, weights, sums, num_d_tiles);
   }
+  weigh<2, kTerms, kFromZero>(values, term_bytes, weights, sums, num_d_tiles);
 }
 
 }  // namespace
