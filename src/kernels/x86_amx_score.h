@@ -210,8 +210,10 @@ template <int kKeyTerms, bool kFromZero, int kForm, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass_of(int num_tiles, int num_terms, SoftmaxState& state,
                                       const ScorePass& pass) noexcept {
   if (num_terms == 1) return score_pass_of<kKeyTerms, 1, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
-  if (num_terms == 2) return score_pass_of<kKeyTerms, 2, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
-  score_pass_of<kKeyTerms, 3, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
+  if constexpr (kKeyTerms == 2) {  // queries have three terms beside keys of two alone
+    if (num_terms == 3) return score_pass_of<kKeyTerms, 3, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
+  }
+  score_pass_of<kKeyTerms, 2, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
 }
 template <bool kFromZero, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass(int num_tiles, int num_terms, SoftmaxState& state, const ScorePass& pass) noexcept {
