@@ -23,8 +23,8 @@ constexpr AttendKernel kPrefill[] = {
     {amx::attend_prefill, prefill_scratch, 256},  {amx::attend_prefill, prefill_scratch, 128},
     {amx::attend_prefill, prefill_scratch, 64},   {amx::attend_prefill, prefill_scratch, 32}};
 
-// Up to so many columns AVX-512 is faster over f16 pages, which must be packed and cost 4 to 6 products for one, or
-// one.
+// Up to so many columns AVX-512 is faster over f16 pages: tiles must be packed, and at f32 precision take 4 to 6
+// products for one.
 std::int64_t f16_columns(const AttendParams& params) noexcept { return params.f16_as_bf16 ? amx::kDecodeColumns : 32; }
 
 const AttendKernel* prefill_for(std::uint32_t group) noexcept {

@@ -199,7 +199,7 @@ PAGEDKV_AMX_INLINE void store_floats(std::byte* to, DType dtype, __mmask16 lanes
   }
 }
 
-/// True if no element of a row of `dim` bf16 is an infinity or a NaN.
+/// True if no element of a row of `dim` bf16 or f16 is an infinity or a NaN.
 PAGEDKV_AMX_INLINE bool is_finite_row(const std::byte* row, DType dtype, std::int64_t dim) noexcept {
   __mmask32 exceptions = 0;
   for (std::int64_t d = 0; d < dim; d += 32) {

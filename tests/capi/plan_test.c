@@ -215,20 +215,25 @@ static void test_extend(void) {
   CHECK_STATUS(pagedkv_plan_extend(plan, &batch), PAGEDKV_CLOSED);
 }
 
+// One new row of each of two sequences; their page tables are borrowed.
+static pagedkv_attention_batch decode_two(const int32_t* kv_indptr, const int32_t* indices, const int32_t* last) {
+  static const int32_t qo_indptr[] = {0, 1, 2};
+  return (pagedkv_attention_batch){.struct_size = sizeof(pagedkv_attention_batch),
+                                   .qo_indptr = qo_indptr,
+                                   .num_qo_indptr = 3,
+                                   .kv_indptr = kv_indptr,
+                                   .num_kv_indptr = 3,
+                                   .kv_indices = indices,
+                                   .num_kv_indices = (size_t)kv_indptr[2],
+                                   .kv_last_page_len = last,
+                                   .num_kv_last_page_len = 2};
+}
+
 static void test_cascade_reads_shared_pages_once(void) {
   pagedkv_attention_config config = one_head();
   config.page_size = 256;
-  const int32_t qo_indptr[] = {0, 1, 2}, kv_indptr[] = {0, 5, 10}, indices[] = {0, 1, 2, 3, 4, 0, 1, 2, 3, 5},
-                last[] = {10, 10};
-  const pagedkv_attention_batch batch = {.struct_size = sizeof batch,
-                                         .qo_indptr = qo_indptr,
-                                         .num_qo_indptr = 3,
-                                         .kv_indptr = kv_indptr,
-                                         .num_kv_indptr = 3,
-                                         .kv_indices = indices,
-                                         .num_kv_indices = 10,
-                                         .kv_last_page_len = last,
-                                         .num_kv_last_page_len = 2};
+  const int32_t kv_indptr[] = {0, 5, 10}, indices[] = {0, 1, 2, 3, 4, 0, 1, 2, 3, 5}, last[] = {10, 10};
+  const pagedkv_attention_batch batch = decode_two(kv_indptr, indices, last);
   uint64_t bytes[3];
   for (int way = 0; way < 3; ++way) {
     config.cascade = way == 1;
@@ -243,16 +248,8 @@ static void test_cascade_reads_shared_pages_once(void) {
 
 static void test_workspace_and_cascade(void) {
   pagedkv_attention_config config = one_head();
-  const int32_t qo_indptr[] = {0, 1, 2}, kv_indptr[] = {0, 2, 5}, indices[] = {0, 1, 0, 1, 2}, last[] = {4, 2};
-  const pagedkv_attention_batch batch = {.struct_size = sizeof batch,
-                                         .qo_indptr = qo_indptr,
-                                         .num_qo_indptr = 3,
-                                         .kv_indptr = kv_indptr,
-                                         .num_kv_indptr = 3,
-                                         .kv_indices = indices,
-                                         .num_kv_indices = 5,
-                                         .kv_last_page_len = last,
-                                         .num_kv_last_page_len = 2};
+  const int32_t kv_indptr[] = {0, 2, 5}, indices[] = {0, 1, 0, 1, 2}, last[] = {4, 2};
+  const pagedkv_attention_batch batch = decode_two(kv_indptr, indices, last);
   const pagedkv_kv_view pages = pages_of_zeros();
   const float q[2 * kDim] = {1, 1, 1, 1};
   static alignas(64) char memory[1 << 16];
