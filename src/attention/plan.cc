@@ -33,11 +33,6 @@ constexpr std::size_t round_up(std::size_t bytes) noexcept {
 
 constexpr Error kNoMemory = {Errc::kOutOfMemory, "no memory for the bookkeeping of a plan"};
 
-/// Where the page ids of one sequence lie in the plan's copy, with room for some more.
-struct PageTable {
-  std::size_t first = 0;
-  std::int64_t count = 0, capacity = 0;
-};
 constexpr std::int64_t kSparePages = 8;
 
 /// A schedule, its copy of the page tables, and where the workspace's parts are.
@@ -47,7 +42,7 @@ struct Planned {
   std::vector<float> sinks, slopes;
   const TargetInfo* target = nullptr;
   std::vector<std::int32_t> qo_indptr;
-  std::vector<PageTable> tables;  // one a sequence
+  std::vector<attention::PageTable> tables;  // one a sequence
   std::vector<std::int32_t> page_ids;
   std::int64_t page_id_limit = 0;  // one more than the largest id
   const std::byte* mask = nullptr;
@@ -87,7 +82,9 @@ struct Planned {
   void copy_pages(const AttentionBatch& batch);
   void append_pages(const AttentionBatch& batch) noexcept;
   void count_ids(const std::int32_t* ids, std::int64_t count) noexcept;
-  void make_schedule(const AttentionBatch& batch, attention::Schedule& result) const;
+  [[nodiscard]] attention::PlannedBatch planned(const AttentionBatch& batch) const noexcept {
+    return {config, batch, params, cpu::target_of(*target), tables, page_ids.data()};
+  }
 };
 
 /// One run: hands (unit, kv head) tasks to lanes, a lane being a thread at work with scratch of its own.
@@ -155,10 +152,9 @@ class AttentionRun {
     task.mask_offset = work.mask_offset + static_cast<std::int64_t>(head * params_.group) * work.mask_head_stride;
     task.mask_row_stride = work.mask_row_stride;
     task.mask_head_stride = work.mask_head_stride;
-    task.first_part = work.part == 0;
+    task.first_part = work.is_first;
     if (work.num_merges > 0) {
-      const attention::Merge& merge = plan_.schedule.merges[static_cast<std::size_t>(work.first_merge)];
-      const std::size_t state = merge.states(work.part).index(head, work.part, work.first_row, params_.group);
+      const std::size_t state = work.state + head * work.head_stride;
       task.partial_out = plan_.partial_out + state * params_.v_head_dim;
       task.partial_lse = plan_.partial_lse + state;
     }
@@ -207,19 +203,22 @@ class AttentionRun {
     done_.fetch_add(1, std::memory_order_release);
   }
 
-  // Merges the parts of some rows in the order of the keys, into part 0 and then out.
+  // Merges the parts of some rows in the order of the keys, into the first part and then out.
   void merge(const attention::Merge& merge, std::size_t head) noexcept {
-    const std::int32_t first_row = merge.own.first_row, num_rows = merge.own.num_rows;
-    const std::size_t count = static_cast<std::size_t>(num_rows) * params_.group, dim = params_.v_head_dim;
-    const auto state = [&](std::int32_t part) {
-      return merge.states(part).index(head, part, first_row, params_.group);
-    };
-    float* const out = plan_.partial_out + state(0) * dim;
-    float* const lse = plan_.partial_lse + state(0);
-    for (std::int32_t part = 1; part < merge.own.first_part + merge.own.num_parts; ++part) {
-      kernels::merge_rows(out, lse, plan_.partial_out + state(part) * dim, plan_.partial_lse + state(part), count, dim);
+    const std::size_t count = static_cast<std::size_t>(merge.num_rows) * params_.group, dim = params_.v_head_dim;
+    const auto all = std::span(plan_.schedule.states).subspan(merge.first_states, merge.num_states);
+    const std::size_t first = all[0].index(head, 0);
+    float* const out = plan_.partial_out + first * dim;
+    float* const lse = plan_.partial_lse + first;
+    for (const attention::States& states : all) {
+      for (std::size_t part = 0; part < states.num_parts; ++part) {
+        const std::size_t at = states.index(head, part);
+        if (at == first) continue;
+        kernels::merge_rows(out, lse, plan_.partial_out + at * dim, plan_.partial_lse + at, count, dim);
+      }
     }
-    kernels::store_rows(params_, write_row_, static_cast<std::uint32_t>(head), first_row, num_rows, out, lse);
+    kernels::store_rows(params_, write_row_, static_cast<std::uint32_t>(head), merge.first_row, merge.num_rows, out,
+                        lse);
   }
 
   const Planned& plan_;
@@ -250,7 +249,7 @@ Result<void> Planned::build(const AttentionConfig& layer, const AttentionBatch& 
   mask = batch.mask.bytes.data();
   qo_indptr.assign(batch.qo_indptr.begin(), batch.qo_indptr.end());
   copy_pages(batch);
-  make_schedule(batch, schedule);
+  attention::make_schedule(schedule, planned(batch));
   return {};
 }
 
@@ -262,7 +261,7 @@ void Planned::count_ids(const std::int32_t* ids, std::int64_t count) noexcept {
 
 void Planned::copy_pages(const AttentionBatch& batch) {
   const std::size_t count = attention::num_sequences(batch);
-  std::vector<PageTable> new_tables(count);
+  std::vector<attention::PageTable> new_tables(count);
   std::size_t num_ids = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const std::int64_t pages = attention::read_sequence(config, batch, i).num_pages;
@@ -290,29 +289,6 @@ void Planned::append_pages(const AttentionBatch& batch) noexcept {
   }
 }
 
-void Planned::make_schedule(const AttentionBatch& batch, attention::Schedule& result) const {
-  const cpu::Target number = cpu::target_of(*target);
-  const auto table = [&](std::uint32_t index) { return page_ids.data() + tables[index].first; };
-  attention::find_order(result, config, batch, params);
-  for (std::span<const std::uint32_t> left = result.order; !left.empty();) {
-    attention::SharedParts shared = attention::find_shared(config, batch, params, left);
-    if (shared.states.num_parts > 0) {
-      attention::add_shared(result, config, batch, params, number, shared, left, table(left[0]));
-    }
-    std::int32_t row = shared.states.first_row;  // of the sequence at hand, in the shared states
-    for (const std::uint32_t index : left.first(shared.num_sequences)) {
-      const attention::SequenceView sequence = attention::read_sequence(config, batch, index);
-      attention::SharedParts own = shared;
-      own.states.first_row += static_cast<std::int32_t>(sequence.first_row) - row;
-      attention::add_sequence(result, params, number, sequence, table(index), own);
-      row += static_cast<std::int32_t>(sequence.q_len);
-    }
-    attention::close_shared(result, shared);
-    left = left.subspan(shared.num_sequences);
-  }
-  attention::finish(result);
-}
-
 Result<void> Planned::extend(const AttentionBatch& batch) {
   if (auto checked = attention::check_batch(config, batch); !checked) return checked;
   if (!std::equal(qo_indptr.begin(), qo_indptr.end(), batch.qo_indptr.begin(), batch.qo_indptr.end()) ||
@@ -327,8 +303,7 @@ Result<void> Planned::extend(const AttentionBatch& batch) {
   }
   if (!fits) return rebuild(batch);
   append_pages(batch);  // behind what the schedule of before reads: harmless if the rest fails
-  spare.clear();
-  make_schedule(batch, spare);
+  attention::make_schedule(spare, planned(batch));
   std::swap(schedule, spare);
   const bool grows = owned_workspace != nullptr && workspace_bytes() > workspace.size();
   if (auto placed = place(grows ? std::span<std::byte>() : workspace); !placed) {

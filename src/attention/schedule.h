@@ -14,6 +14,28 @@
 
 namespace pagedkv::attention {
 
+/// Where the page ids of one sequence lie in the plan's copy, with room for some more.
+struct PageTable {
+  std::size_t first = 0;
+  std::int64_t count = 0, capacity = 0;
+};
+
+/// A checked batch with all that its schedule depends on. Borrowed while the schedule is made; units keep pointers to
+/// `page_ids`.
+struct PlannedBatch {
+  const AttentionConfig& config;
+  const AttentionBatch& batch;
+  const kernels::AttendParams& params;
+  cpu::Target target;
+  std::span<const PageTable> tables;
+  const std::int32_t* page_ids;
+
+  [[nodiscard]] SequenceView sequence(std::size_t index) const noexcept { return read_sequence(config, batch, index); }
+  [[nodiscard]] const std::int32_t* page_table(std::size_t index) const noexcept {
+    return page_ids + tables[index].first;
+  }
+};
+
 /// Query rows of one sequence, or of several that share the keys, and a range of keys, for all kv heads.
 ///
 /// Where a window has left sink tokens behind, rows see two ranges of keys: the sinks are a state of their own,
@@ -24,46 +46,49 @@ struct Unit {
   std::int64_t kv_begin = 0, kv_end = 0;
   std::int64_t sink_end = 0;  ///< Keys [0, sink_end), before kv_begin, are seen besides; 0 = none.
   bool is_windowed = true;    ///< False: the layer's window hides no key from these rows.
+  bool is_first = true;       ///< No other unit has earlier keys of its rows: learned sinks join here.
   std::int64_t first_pos = 0;
   std::int64_t mask_offset = 0, mask_row_stride = 0, mask_head_stride = 0;
   std::int32_t first_row = 0, num_rows = 0;
   std::int32_t first_listed = -1;  ///< Its rows are these of Schedule::shared_rows; -1: they follow first_row.
-  std::int32_t part = 0;           ///< Which part of its rows' keys; 0 also if they are not split.
-  std::int32_t first_merge = 0;    ///< Merges [first_merge, first_merge + num_merges) wait for it.
+  std::int32_t first_merge = 0;    ///< Merges [first_merge, first_merge + num_merges) wait for it; none: it is all.
   std::int32_t num_merges = 0;
+  std::size_t state = 0, head_stride = 0;  ///< Its state of kv head 0, and from there to the next head's: see States.
 };
 
-/// Where the states of some parts of some rows lie: [kv_head][part][row][group]. Rows of several sequences count from
-/// the first one's first row on, without gaps; `first_row` is then what finds the rows of one of them.
+/// Where the states of some rows over some parts of their keys lie. All numbers but num_parts in (row, query head)
+/// pairs; the pairs of a part follow one another, [row][group].
 struct States {
-  std::size_t first = 0;  ///< In (row, query head) pairs.
-  std::int32_t first_row = 0, num_rows = 0;
-  std::int32_t first_part = 0, num_parts = 0;
+  std::size_t first = 0;                         ///< Of the first row, part and kv head.
+  std::size_t head_stride = 0, part_stride = 0;  ///< To the next kv head and to the next part.
+  std::size_t num_parts = 0;
 
-  /// Index of the state of (kv head, part, row, first head of the group).
-  [[nodiscard]] std::size_t index(std::size_t head, std::int32_t part, std::int32_t row,
-                                  std::size_t group) const noexcept {
-    const std::size_t slice = head * static_cast<std::size_t>(num_parts) + static_cast<std::size_t>(part - first_part);
-    return first + (slice * static_cast<std::size_t>(num_rows) + static_cast<std::size_t>(row - first_row)) * group;
+  [[nodiscard]] std::size_t index(std::size_t head, std::size_t part) const noexcept {
+    return first + head * head_stride + part * part_stride;
   }
 };
 
-/// Rows whose keys were split: their parts are merged in order once the last one is done.
+/// Rows whose keys were split: their states are merged in the order of the keys once the last unit is done.
 struct Merge {
-  States shared;               ///< Parts 0 .. num_parts - 1 that other sequences share; none without cascade.
-  States own;                  ///< The parts behind them.
-  std::int32_t num_units = 0;  ///< Units to wait for.
-
-  [[nodiscard]] const States& states(std::int32_t part) const noexcept {
-    return part < shared.num_parts ? shared : own;
-  }
+  std::int32_t first_row = 0, num_rows = 0;
+  std::int32_t num_units = 0;                    ///< Units to wait for.
+  std::size_t first_states = 0, num_states = 0;  ///< Of Schedule::states, in the order of the keys.
 };
 
-/// What `create` computes from a batch.
+/// Keys that a run of sequences reads once.
+struct SharedKeys {
+  std::size_t end_of_run = 0;       ///< The sequences are those of Schedule::order up to here.
+  std::int64_t begin = 0, end = 0;  ///< Multiples of kPartKeys.
+  States states = {};               ///< Those of the next sequence of the run.
+  std::size_t first_unit = 0, num_units = 0;
+};
+
+/// What `make_schedule` computes from a batch.
 struct Schedule {
   std::vector<Unit> units;  ///< Most expensive first.
   std::vector<Merge> merges;
-  std::vector<std::int32_t> shared_rows;       ///< Rows of q of sequences that share parts, ...
+  std::vector<States> states;                  ///< Of the merges.
+  std::vector<std::int32_t> shared_rows;       ///< Rows of q of sequences that share keys, ...
   std::vector<std::int64_t> shared_positions;  ///< ... and their positions.
   std::size_t num_states = 0;                  ///< (row, query head) pairs of all parts.
   std::size_t scratch_bytes = 0;               ///< Of one lane's kernel, a multiple of 64.
@@ -75,6 +100,7 @@ struct Schedule {
   void clear() noexcept {
     units.clear();
     merges.clear();
+    states.clear();
     shared_rows.clear();
     shared_positions.clear();
     num_states = scratch_bytes = sink_states = 0;
@@ -82,47 +108,24 @@ struct Schedule {
     pairs = 0;
   }
 
-  std::vector<Unit> unsorted = {};        ///< Working memory of `finish`.
-  std::vector<std::uint32_t> order = {};  ///< Working memory of `find_order`.
+  std::vector<Unit> unsorted = {};        ///< Working memory of `make_schedule`, as what follows.
+  std::vector<std::uint32_t> order = {};  ///< The sequences, those with the same leading pages side by side.
+  std::vector<std::int64_t> common = {};  ///< Whole parts that each has in common with the one before; empty: none has.
+  std::vector<SharedKeys> shared = {};    ///< What the sequence at hand shares, in the order of the keys.
 };
 
-/// Leading parts that a run of sequences in `find_order` have in common.
-struct SharedParts {
-  States states;  ///< num_parts == 0: nothing shared.
-  std::size_t num_sequences = 1;
-  std::size_t first_unit = 0, num_units = 0;
-};
+/// Keys of a part where there are few rows: large enough that its partial state costs under 1 % of them, and small
+/// enough that one sequence feeds many threads. Parts begin at multiples, so that split points depend on the sequence
+/// alone.
+inline constexpr std::int64_t kPartKeys = 1024;
+/// More rows have parallelism of their own and larger states.
+inline constexpr std::int64_t kFewRows = 16;
 
-/// Keys of one part of a sequence that brings `q_len` rows. Parts begin at its multiples, so that split points depend
-/// on the sequence alone.
-std::int64_t split_keys(std::int64_t q_len) noexcept;
+/// Cuts the sequences of a batch into units, in the order in which they should run; may throw std::bad_alloc.
+void make_schedule(Schedule& schedule, const PlannedBatch& batch);
 
-/// Puts the sequences of a batch in schedule.order, by their page ids if cascade is on: those with the same leading
-/// pages side by side. May throw std::bad_alloc.
-///
-/// Cost: O(B), or O(B log B) comparisons of the pages of whole parts
-void find_order(Schedule& schedule, const AttentionConfig& config, const AttentionBatch& batch,
-                const kernels::AttendParams& params);
-
-/// Finds the leading parts that the first sequence of `order` has in common with those behind it. Pages are compared,
-/// so a page table that repeats another's ids shares them.
-SharedParts find_shared(const AttentionConfig& config, const AttentionBatch& batch, const kernels::AttendParams& params,
-                        std::span<const std::uint32_t> order) noexcept;
-
-/// Adds the units of the parts that the first shared.num_sequences sequences of `order` share; these must follow, and
-/// then close_shared. May throw std::bad_alloc.
-void add_shared(Schedule& schedule, const AttentionConfig& config, const AttentionBatch& batch,
-                const kernels::AttendParams& params, cpu::Target target, SharedParts& shared,
-                std::span<const std::uint32_t> order, const std::int32_t* page_table);
-
-/// Lets the units of shared parts know the merges of the sequences that were added since.
-void close_shared(Schedule& schedule, const SharedParts& shared) noexcept;
-
-/// Adds a sequence's units, behind the parts that it shares; may throw std::bad_alloc.
-void add_sequence(Schedule& schedule, const kernels::AttendParams& params, cpu::Target target,
-                  const SequenceView& sequence, const std::int32_t* page_table, const SharedParts& shared);
-
-/// Puts the most expensive units first and computes the totals.
-void finish(Schedule& schedule);
+/// Makes room for the states of `num_parts` parts of `num_rows` rows.
+States add_states(Schedule& schedule, const kernels::AttendParams& params, std::int64_t num_rows,
+                  std::size_t num_parts) noexcept;
 
 }  // namespace pagedkv::attention

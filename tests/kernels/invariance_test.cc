@@ -127,6 +127,19 @@ TEST_P(Invariance, ToThreadsWithCascadeAndCascadeIsWithinTheBound) {
   }
 }
 
+TEST_P(Invariance, ToThreadsWithACascadeOfTwoLevels) {
+  ProblemShape shape = make({{2100, 1}, {3200, 1}, {2300, 2}, {1500, 1}, {2100, 1}, {2050, 1}, {1200, 5}, {2100, 1}});
+  shape.shared_runs = {{0, 6, 1100}, {0, 2, 2100}, {4, 5, 2048}};
+  shape.config.cascade = true;
+  const Problem cascade(shape);
+  const Outputs want = *cascade.reference();
+  for (const char* target : runnable_targets()) {
+    const Outputs shared = *cascade.run(target);
+    EXPECT_EQ(cascade.difference(shared, want, arithmetic_of(target, cascade.config())), "") << target;
+    for (const int threads : {1, 3}) EXPECT_TRUE(*cascade.run(target, threads) == shared) << target << threads;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Formats, Invariance, ::testing::ValuesIn(kStoredFormats),
                          [](const auto& format) { return to_string(format.param); });
 

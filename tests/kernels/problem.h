@@ -32,6 +32,12 @@ struct SequenceShape {
   std::int32_t q_start = -1;  // -1 = kv_len - q_len
 };
 
+/// Sequences first .. last begin with the pages of the first one's `tokens` first tokens, as far as those are whole.
+struct SharedRun {
+  std::size_t first = 0, last = 0;
+  std::int32_t tokens = 0;
+};
+
 struct ProblemShape {
   AttentionConfig config = {.num_q_heads = 4, .num_kv_heads = 2, .head_dim = 32};
   std::vector<SequenceShape> sequences = {};
@@ -41,6 +47,7 @@ struct ProblemShape {
   PageLayout layout = PageLayout::kOurs;
   bool padded_table = false;
   bool sinks = false, alibi = false;
+  std::vector<SharedRun> shared_runs = {};  // a run within another comes behind it
   std::size_t share_groups = 0;  // sequence i begins with the whole pages of sequence i % share_groups; 0 = of none
   unsigned page_order = 1;       // seed of the placement of pages
   unsigned seed = 1;             // seed of all numbers; numbers do not depend on page size, order or layout
@@ -188,6 +195,9 @@ class Problem {
     if (shape_.page_order != 0) std::shuffle(ids.begin(), ids.end(), std::mt19937(shape_.page_order));
     kv_indices_.assign(ids.begin(), ids.begin() + kv_indptr_.back());
     if (shape_.share_groups > 0) share_whole_pages();
+    for (const SharedRun& run : shape_.shared_runs) {
+      for (std::size_t i = run.first + 1; i <= run.last; ++i) share_pages(run.first, i, run.tokens);
+    }
     // Entries past a sequence's end are garbage that must stay unread.
     block_table_.assign(shape_.sequences.size() * static_cast<std::size_t>(table_stride_),
                         std::numeric_limits<std::int32_t>::min());
@@ -199,12 +209,15 @@ class Problem {
 
   // Whole pages of the first sequence of each group become those of its others.
   void share_whole_pages() {
-    const auto page_size = static_cast<std::int32_t>(config_.page_size);
     for (std::size_t i = shape_.share_groups; i < shape_.sequences.size(); ++i) {
-      const std::size_t first = i % shape_.share_groups;
-      const std::int32_t whole = std::min(shape_.sequences[first].kv_len, shape_.sequences[i].kv_len) / page_size;
-      std::copy_n(kv_indices_.begin() + kv_indptr_[first], whole, kv_indices_.begin() + kv_indptr_[i]);
+      share_pages(i % shape_.share_groups, i, std::numeric_limits<std::int32_t>::max());
     }
+  }
+
+  void share_pages(std::size_t from, std::size_t to, std::int32_t tokens) {
+    const std::int32_t common = std::min({shape_.sequences[from].kv_len, shape_.sequences[to].kv_len, tokens});
+    std::copy_n(kv_indices_.begin() + kv_indptr_[from], common / static_cast<std::int32_t>(config_.page_size),
+                kv_indices_.begin() + kv_indptr_[to]);
   }
 
   void make_view() {

@@ -249,35 +249,6 @@ TEST_F(Plan, CountsSinkTokensAmongTheKeysThatItReads) {
   EXPECT_EQ(with_sinks.flops(), (4 + 2 + 3) * 2.0 * 4 * (8 + 8));
 }
 
-TEST_F(Plan, CascadeReadsSharedPagesOnceWhereverTheirSequencesStand) {
-  config.page_size = 256;
-  config.cascade = true;
-  // Pages of six sequences, four a part: 0 and 3 share two parts, 4 one of those; 1 and 5 another one; 2 has its own.
-  const std::vector<std::vector<std::int32_t>> tables = {
-      {0, 1, 2, 3, 4, 5, 6, 7, 20},     {8, 9, 10, 11, 21}, {12, 13, 14, 15, 22}, {0, 1, 2, 3, 4, 5, 6, 7, 23},
-      {0, 1, 2, 3, 16, 17, 18, 19, 24}, {8, 9, 10, 11, 25}};
-  qo_indptr = kv_indptr = {0};
-  kv_indices.clear();
-  for (const auto& table : tables) {
-    kv_indices.insert(kv_indices.end(), table.begin(), table.end());
-    kv_indptr.push_back(static_cast<std::int32_t>(kv_indices.size()));
-    qo_indptr.push_back(static_cast<std::int32_t>(qo_indptr.size()));
-  }
-  last.assign(tables.size(), 10);
-  const std::uint64_t bytes_of_a_key = 2 * (8 + 8) * 4, part = 1024;
-  const auto keys = [&] { return AttentionPlan::create(config, batch())->kv_bytes() / bytes_of_a_key; };
-  // 0 and 3, and 1 and 5, read what they share once; 4 reads its first part again, of which it shares one alone.
-  EXPECT_EQ(keys(), 2 * part + part + part + 2 * part + 6 * 10);
-  const std::array<float, 4> slopes = {0.5F, 0.25F, 0.125F, 0.1F};
-  config.variant.alibi_slopes = slopes;
-  EXPECT_EQ(keys(), 6 * part + 6 * 10);
-  config.cascade = false;
-  EXPECT_EQ(keys(), 9 * part + 6 * 10);
-  config.cascade = true;
-  config.variant.window_left = 5000;
-  EXPECT_EQ(keys(), 9 * part + 6 * 10) << "a window may hide shared keys from some rows";
-}
-
 TEST_F(Plan, LivesInAWorkspaceOfExactlyTheBytesItAsksFor) {
   const std::size_t bytes = AttentionPlan::workspace_bytes(config, batch()).value();
   ASSERT_GT(bytes, 0U);

@@ -1,0 +1,242 @@
+// Tests of cascade: which keys a batch reads once, and that results do not tell who read them.
+#include <gtest/gtest.h>
+#include <tbb/task_arena.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "pagedkv/attention.h"
+#include "pagedkv/cpu.h"
+
+namespace pagedkv {
+namespace {
+
+constexpr std::int32_t kPageTokens = 256, kPartPages = 4;
+constexpr std::uint64_t kPart = 1024;
+
+/// One sequence: its pages, the tokens in the last of them, its query rows.
+struct Member {
+  std::vector<std::int32_t> pages;
+  std::int32_t last_page_len = 10, q_len = 1;
+};
+
+/// A batch of sequences in some order, over pages of random numbers.
+class Cascade : public ::testing::Test {
+ protected:
+  AttentionConfig config = {.num_q_heads = 4,
+                            .num_kv_heads = 2,
+                            .head_dim = 16,
+                            .page_size = kPageTokens,
+                            .kv_dtype = DType::f32,
+                            .cascade = true};
+  std::vector<Member> members;
+  std::vector<std::int32_t> qo_indptr, kv_indptr, kv_indices, last;
+  std::int32_t num_pages = 0;
+
+  std::vector<std::int32_t> new_pages(std::int32_t count) {
+    std::vector<std::int32_t> pages(static_cast<std::size_t>(count));
+    std::iota(pages.begin(), pages.end(), num_pages);
+    num_pages += count;
+    return pages;
+  }
+
+  std::vector<std::size_t> in_order() const {
+    std::vector<std::size_t> order(members.size());
+    std::iota(order.begin(), order.end(), 0U);
+    return order;
+  }
+  std::vector<std::size_t> shuffled(unsigned seed) const {
+    std::vector<std::size_t> order = in_order();
+    std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+    return order;
+  }
+
+  /// A root of two parts for all; then two more for each group of `group`; then half a page of each one's own. Groups
+  /// differ in their query rows.
+  void make_tree(std::size_t num_groups, std::size_t group) {
+    const std::vector<std::int32_t> root = new_pages(2 * kPartPages);
+    for (std::size_t g = 0; g < num_groups; ++g) {
+      std::vector<std::int32_t> branch = root;
+      for (const std::int32_t page : new_pages(2 * kPartPages)) branch.push_back(page);
+      for (std::size_t i = 0; i < group; ++i) {
+        members.push_back({branch, 128, g % 2 == 1 ? 3 : 1});
+        members.back().pages.push_back(new_pages(1)[0]);
+      }
+    }
+  }
+
+  AttentionBatch batch(const std::vector<std::size_t>& order) {
+    qo_indptr = kv_indptr = {0};
+    kv_indices.clear();
+    last.clear();
+    for (const std::size_t i : order) {
+      kv_indices.insert(kv_indices.end(), members[i].pages.begin(), members[i].pages.end());
+      kv_indptr.push_back(static_cast<std::int32_t>(kv_indices.size()));
+      qo_indptr.push_back(qo_indptr.back() + members[i].q_len);
+      last.push_back(members[i].last_page_len);
+    }
+    return {.qo_indptr = qo_indptr, .kv_indptr = kv_indptr, .kv_indices = kv_indices, .kv_last_page_len = last};
+  }
+
+  /// Keys that a plan reads.
+  std::uint64_t keys(const std::vector<std::size_t>& order) {
+    const std::uint64_t bytes_of_a_key =
+        std::uint64_t{config.num_kv_heads} * 2 * config.head_dim * size_of(config.kv_dtype);
+    return AttentionPlan::create(config, batch(order)).value().kv_bytes() / bytes_of_a_key;
+  }
+  std::uint64_t keys() { return keys(in_order()); }
+
+  /// [sequence][its rows][head][dim] and, behind them, [its rows][head] of lse: the bits do not depend on the order.
+  using Results = std::vector<std::vector<float>>;
+
+  Results run(const std::vector<std::size_t>& order, int threads) {
+    return run(AttentionPlan::create(config, batch(order)).value(), order, threads);
+  }
+
+  Results run(const AttentionPlan& plan, const std::vector<std::size_t>& order, int threads) {
+    make_pages();
+    const std::size_t width = std::size_t{config.num_q_heads} * config.head_dim;
+    std::vector<float> q, out(plan.num_rows() * width), lse(plan.num_rows() * config.num_q_heads);
+    for (const std::size_t i : order) {
+      std::mt19937 random(static_cast<unsigned>(i) + 7);
+      std::normal_distribution<float> normal;
+      for (std::size_t n = static_cast<std::size_t>(members[i].q_len) * width; n > 0; --n) q.push_back(normal(random));
+    }
+    tbb::task_arena arena(threads);
+    const Result<void> done = arena.execute([&] { return plan.run(view(), q, out, lse); });
+    EXPECT_TRUE(done.has_value());
+    Results results(members.size());
+    auto from = out.begin();
+    auto lse_from = lse.begin();
+    for (const std::size_t i : order) {
+      const auto rows = static_cast<std::ptrdiff_t>(members[i].q_len);
+      const std::ptrdiff_t numbers = rows * static_cast<std::ptrdiff_t>(width), heads = rows * config.num_q_heads;
+      results[i].assign(from, from + numbers);
+      results[i].insert(results[i].end(), lse_from, lse_from + heads);
+      from += numbers;
+      lse_from += heads;
+    }
+    return results;
+  }
+
+  static double largest_difference(const Results& a, const Results& b) {
+    double largest = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      for (std::size_t n = 0; n < a[i].size(); ++n) largest = std::max(largest, std::fabs(double{a[i][n]} - b[i][n]));
+    }
+    return largest;
+  }
+
+ private:
+  std::vector<std::byte> pages_;  // [page][head][K, V][token][dim]
+
+  void make_pages() {
+    const std::size_t numbers =
+        static_cast<std::size_t>(num_pages) * config.num_kv_heads * 2 * kPageTokens * config.head_dim;
+    pages_.resize(numbers * size_of(config.kv_dtype));
+    std::mt19937 random(3);
+    for (std::size_t n = 0; n < numbers; ++n) {
+      const float value = static_cast<float>(random() % 256) / 64 - 2;  // exact in bf16
+      const auto bits = std::bit_cast<std::uint32_t>(value);
+      const auto upper = static_cast<std::uint16_t>(bits >> 16);
+      if (config.kv_dtype == DType::f32) std::copy_n(reinterpret_cast<const std::byte*>(&bits), 4, &pages_[n * 4]);
+      if (config.kv_dtype == DType::bf16) std::copy_n(reinterpret_cast<const std::byte*>(&upper), 2, &pages_[n * 2]);
+    }
+  }
+
+  KvView view() const {
+    const auto row = static_cast<std::int64_t>(config.head_dim * size_of(config.kv_dtype));
+    const std::int64_t half = kPageTokens * row, head = 2 * half, page = config.num_kv_heads * head;
+    return {pages_.data(), pages_.data() + half, page, head, row, page, head, row, num_pages};
+  }
+};
+
+TEST_F(Cascade, ReadsSharedPagesOnceWhereverTheirSequencesStand) {
+  // Pages of six sequences, four a part: 0, 3 and 4 share a part, 0 and 3 another; 1 and 5 one; 2 has its own.
+  members = {
+      {{0, 1, 2, 3, 4, 5, 6, 7, 20}},     {{8, 9, 10, 11, 21}}, {{12, 13, 14, 15, 22}}, {{0, 1, 2, 3, 4, 5, 6, 7, 23}},
+      {{0, 1, 2, 3, 16, 17, 18, 19, 24}}, {{8, 9, 10, 11, 25}}};
+  EXPECT_EQ(keys(), (1 + 1 + 1 + 1 + 1) * kPart + 6 * 10);
+  const std::array<float, 4> slopes = {0.5F, 0.25F, 0.125F, 0.1F};
+  config.variant.alibi_slopes = slopes;
+  EXPECT_EQ(keys(), 5 * kPart + 6 * 10);
+  config.cascade = false;
+  EXPECT_EQ(keys(), 9 * kPart + 6 * 10);
+  config.cascade = true;
+  config.variant.window_left = 5000;
+  EXPECT_EQ(keys(), 9 * kPart + 6 * 10) << "a window may hide shared keys from some rows";
+}
+
+TEST_F(Cascade, ReadsATreeOfPrefixesLevelByLevel) {
+  make_tree(4, 8);
+  const std::uint64_t root = 2 * kPart, groups = 4 * 2 * kPart, own = 32 * 128;
+  EXPECT_EQ(keys(), root + groups + own);
+  EXPECT_EQ(keys(shuffled(1)), root + groups + own);
+  config.cascade = false;
+  EXPECT_EQ(keys(), 32 * (4 * kPart + 128));
+}
+
+TEST_F(Cascade, SharesWholePartsOfTwoSequencesAtLeast) {
+  const std::vector<std::int32_t> root = new_pages(kPartPages + 2);  // a part and a half
+  for (int i = 0; i < 3; ++i) {
+    members.push_back({root});
+    for (const std::int32_t page : new_pages(kPartPages)) members.back().pages.push_back(page);
+  }
+  const std::uint64_t own = 512 + 3 * 256 + 10;  // the half part is each one's own
+  EXPECT_EQ(keys(), kPart + 3 * own);
+  members[1].pages.resize(kPartPages + 1);  // it ends in the half part
+  EXPECT_EQ(keys(), kPart + 2 * own + 10);
+  members[1].pages.resize(kPartPages);  // and here in the first one, which it does not fill
+  EXPECT_EQ(keys(), kPart + 2 * own + (3 * 256 + 10));
+  members.resize(1);
+  EXPECT_EQ(keys(), kPart + own);
+}
+
+TEST_F(Cascade, OfATreeGivesTheSameBitsInAnyOrderAndOnAnyNumberOfThreads) {
+  make_tree(3, 4);
+  members.push_back({new_pages(3)});                       // shares nothing
+  members.push_back({{0, 1, 2, 3}, kPageTokens});          // ends with the first part of the root, which is whole
+  members.push_back({{0, 1, 2, 3, 4, 5, 6, 7, 8}, 1, 2});  // ends on the first page of a branch
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    config.kv_dtype = dtype;
+    for (const TargetInfo& target : targets()) {
+      if (!target.available) continue;
+      config.target = target.name;
+      config.cascade = false;
+      const Results plain = run(in_order(), 2);
+      config.cascade = true;
+      const Results want = run(in_order(), 1);
+      EXPECT_LT(largest_difference(want, plain), dtype == DType::f32 ? 1e-5 : 2e-2) << target.name;
+      EXPECT_EQ(run(in_order(), 2), want) << target.name;
+      for (const unsigned seed : {1U, 2U}) EXPECT_EQ(run(shuffled(seed), 2), want) << target.name << seed;
+    }
+  }
+}
+
+TEST_F(Cascade, ExtendedPlanOfATreeGivesWhatNewPlansGive) {
+  make_tree(2, 3);
+  members[1].pages = members[0].pages;  // these two go on together, until they have one more part in common
+  const std::vector<std::size_t> order = shuffled(5);
+  AttentionPlan plan = AttentionPlan::create(config, batch(order)).value();
+  const std::uint64_t tree = (2 + 2 * 2) * kPart;
+  EXPECT_EQ(keys(order), tree + 6 * 128);
+  for (int step = 1; step <= 4; ++step) {
+    const std::int32_t page = new_pages(1)[0];
+    members[0].pages.push_back(page);
+    members[1].pages.push_back(page);
+    for (std::size_t i = 2; i < members.size(); ++i) members[i].last_page_len += 30;
+    ASSERT_TRUE(plan.extend(batch(order)).has_value());
+    const AttentionPlan fresh = AttentionPlan::create(config, batch(order)).value();
+    EXPECT_EQ(plan.kv_bytes(), fresh.kv_bytes());
+    EXPECT_EQ(run(plan, order, 2), run(fresh, order, 1));
+  }
+  EXPECT_EQ(keys(order), tree + kPart + 2 * 128 + 4 * (128 + 4 * 30));
+}
+
+}  // namespace
+}  // namespace pagedkv
