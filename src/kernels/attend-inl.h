@@ -28,7 +28,6 @@ namespace pagedkv::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr std::size_t kSlabFloats = static_cast<std::size_t>(kBlockKeys) * kSlabDims;
 
 /// One task at work: its scratch, cut into arrays, and the steps over a block.
 class Attention {
@@ -42,13 +41,13 @@ class Attention {
     sum_ = largest_ + layout_.rows;
     decay_ = sum_ + layout_.rows;
     slab_ = decay_ + layout_.rows;
-    zeros_ = slab_ + kSlabFloats;
+    zeros_ = slab_ + layout_.slab_floats;
   }
 
   static std::size_t scratch_bytes(const AttendParams& params, std::int32_t max_rows) {
     const Layout layout(params, max_rows);
-    return sizeof(float) * (layout.q_floats + layout.out_floats + layout.score_floats + 3 * layout.rows + kSlabFloats +
-                            layout.out_stride);
+    return sizeof(float) * (layout.q_floats + layout.out_floats + layout.score_floats + 3 * layout.rows +
+                            layout.slab_floats + layout.out_stride);
   }
 
   HWY_INLINE void run() {
@@ -77,25 +76,30 @@ class Attention {
       rows = round_up(heads);
       out_stride = round_up(params.v_head_dim);
       q_stride = round_up(params.head_dim);
-      q_floats = heads * q_stride;
+      const std::size_t whole_quads = (heads + kQuad - 1) / kQuad * kQuad;
+      q_floats = whole_quads * q_stride;
       out_floats = heads * out_stride;
-      score_floats = heads * static_cast<std::size_t>(kBlockKeys);
+      score_floats = whole_quads * static_cast<std::size_t>(kBlockKeys);
+      slab_floats = std::max(static_cast<std::size_t>(kBlockKeys) * kSlabDims, kMaxQuadKeys * q_stride);
     }
     static std::size_t round_up(std::size_t count) { return (count + 15) / 16 * 16; }
-    std::size_t heads, rows, q_stride, out_stride, q_floats, out_floats, score_floats;
+    std::size_t heads, rows, q_stride, out_stride, q_floats, out_floats, score_floats, slab_floats;
   };
 
   std::size_t first_head() const { return std::size_t{task_.kv_head} * params_.group; }
 
   // Queries to f32, times sm_scale; empty states.
   void begin() {
-    std::fill_n(is_few() ? slab_ : q_, is_few() ? layout_.q_stride : layout_.q_floats, 0.0F);
+    std::fill_n(q_, layout_.q_floats, 0.0F);
+    std::fill_n(slab_, layout_.q_stride, 0.0F);
+    const std::size_t width = quads() != 0 ? kQuad : kLanes;
+    const std::size_t stride = quads() != 0 ? quads() * kLanes : layout_.heads * kLanes;
     for (std::size_t at = 0; at < layout_.heads; ++at) {
       const auto row = static_cast<std::size_t>(query_row(task_, static_cast<std::int64_t>(at / params_.group)));
       const std::size_t from = (row * params_.num_q_heads + first_head() + at % params_.group) * params_.head_dim;
       float* const to = is_few() ? slab_ : q_ + at * layout_.q_stride;
       load_row(params_.q, params_.q_dtype, from, params_.head_dim, to);
-      if (is_few()) stored_.spread_query(to, params_.head_dim, q_ + at * kLanes, layout_.heads * kLanes);
+      if (is_few()) stored_.spread_query(to, params_.head_dim, width, q_ + at * width, stride);
     }
     std::fill_n(out_, layout_.out_floats, 0.0F);
     std::fill_n(largest_, layout_.heads, kMinusInfinity);
@@ -190,10 +194,13 @@ class Attention {
   // Tasks of a few rows (decode) read K and V as they are stored; their queries and sums are in parts.
   bool is_few() const { return layout_.heads <= kFewRows; }
 
+  // Of all rows of a task whose scores are computed in quads, else 0.
+  std::size_t quads() const { return quads_of(layout_.heads); }
+
   // About how many steps of the prefetcher the work on a block takes.
   std::size_t steps(const Block& block, std::size_t rows) const {
     const std::size_t keys = static_cast<std::size_t>(block.last - block.first);
-    if (is_few()) return steps_of_few(keys, params_.head_dim, params_.v_head_dim, rows);
+    if (is_few()) return steps_of_few(keys, params_.head_dim, params_.v_head_dim, rows, quads());
     const std::size_t key_vectors = (keys + kLanes - 1) / kLanes;
     const std::size_t transposed = key_vectors * params_.head_dim * size_of(params_.kv_dtype) / (4 * kTileUnits);
     const std::size_t tiles = (rows + kMaxTileRows - 1) / kMaxTileRows;
@@ -207,6 +214,7 @@ class Attention {
   void score(const Block& block, Prefetcher& prefetcher, std::size_t begin, std::size_t end) {
     const std::size_t dim_count = params_.head_dim;
     const std::size_t q_stride = layout_.q_stride;
+    if (quads() != 0) return stored_.score_in_quads(block, dim_count, q_, quads(), slab_, scores_, prefetcher);
     if (is_few()) {
       return stored_.score_few(block, dim_count, q_ + begin * kLanes, layout_.heads * kLanes, end - begin,
                                scores_ + begin * kBlockKeys, prefetcher);
@@ -383,13 +391,14 @@ class Attention {
   const AttendTask& task_;
   const Layout layout_;
   const StoredRows stored_;
-  float* q_;        // [rows * group][layout_.q_stride]; of a few rows [vectors][rows * group][kLanes]
+  float* q_;        // [rows * group][layout_.q_stride]; of a few rows [vectors][rows * group][kLanes] or
+                    // [head_dim / 4][quads][kLanes]
   float* out_;      // [rows * group][layout_.out_stride]
   float* scores_;   // [rows * group][kBlockKeys]
   float* largest_;  // [rows * group] largest logit so far
   float* sum_;      // [rows * group] sum of e^(logit - largest)
   float* decay_;    // [rows * group] what the step at hand multiplies earlier sums by
-  float* slab_;     // [64][64], of K or of V
+  float* slab_;     // [64][64], of K or of V, or [8][layout_.q_stride] of K
   float* zeros_;    // [layout_.out_stride], a row of V in any format
   const std::byte* exceptions_[kBlockKeys];  // rows of V that were set aside
   Prefetcher prefetcher_;

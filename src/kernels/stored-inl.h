@@ -9,6 +9,8 @@
 #include "format/convert.h"
 #include "hwy/highway.h"
 #include "kernels/block.h"
+#include "kernels/parts-inl.h"
+#include "kernels/quads-inl.h"
 #include "kernels/tile-inl.h"
 
 #if defined(PAGEDKV_KERNELS_STORED_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -49,15 +51,6 @@ HWY_INLINE VecU32 load_rows(const std::byte* const* rows, std::size_t offset) {
 #else
   return load_units(rows[kRow] + offset);
 #endif
-}
-
-HWY_INLINE VecU32 interleave_low(VecU32 a, VecU32 b) {
-  const hn::Repartition<std::uint64_t, U32> d64;
-  return hn::BitCast(U32(), hn::InterleaveLower(hn::BitCast(d64, a), hn::BitCast(d64, b)));
-}
-HWY_INLINE VecU32 interleave_high(VecU32 a, VecU32 b) {
-  const hn::Repartition<std::uint64_t, U32> d64;
-  return hn::BitCast(U32(), hn::InterleaveUpper(d64, hn::BitCast(d64, a), hn::BitCast(d64, b)));
 }
 #endif
 
@@ -153,76 +146,7 @@ void pack_values(const Block& block, std::size_t dim_begin, std::size_t dims, fl
   }
 }
 
-// Part kPart of the 2 * kLanes elements of a row from `dim` on.
-template <class Codec, int kPart>
-HWY_INLINE VecF32 load_part(const std::byte* row, std::size_t dim) {
-  return Codec::template load_part<kPart>(reinterpret_cast<const typename Codec::Stored*>(row) + dim);
-}
-
-// `count` <= kLanes elements of a row from `dim` on, and zeros.
-template <class Codec>
-HWY_INLINE VecF32 load_rest(const std::byte* row, std::size_t dim, std::size_t count) {
-  if (count == kLanes) return Codec::load(reinterpret_cast<const typename Codec::Stored*>(row) + dim);
-  typename Codec::Stored elements[kLanes] = {};
-  std::memcpy(elements, row + dim * sizeof(elements[0]), count * sizeof(elements[0]));
-  return Codec::load(elements);
-}
-
-/// The order in which a few rows keep queries and sums: part 0 and part 1 of each 2 * kLanes elements, then the rest.
-template <class Codec>
-void to_parts(float* row, std::size_t dims) noexcept {
-  if constexpr (Codec::kPartsInterleave) {
-    const F32 d;
-    for (std::size_t dim = 0; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
-      VecF32 even, odd;
-      hn::LoadInterleaved2(d, row + dim, even, odd);
-      hn::StoreU(even, d, row + dim);
-      hn::StoreU(odd, d, row + dim + kLanes);
-    }
-  }
-}
-
-/// The vectors of a query row in parts, to q [vectors][stride]: a product finds those of all rows side by side. `row`
-/// has zeros up to a whole vector.
-template <class Codec>
-void spread_query(float* row, std::size_t dims, float* q, std::size_t stride) noexcept {
-  const F32 d;
-  to_parts<Codec>(row, dims);
-  for (std::size_t dim = 0; dim < dims; dim += kLanes, q += stride) hn::StoreU(hn::LoadU(d, row + dim), d, q);
-}
-
-/// The inverse of to_parts.
-template <class Codec>
-void from_parts(float* row, std::size_t dims) noexcept {
-  if constexpr (Codec::kPartsInterleave) {
-    const F32 d;
-    for (std::size_t dim = 0; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
-      const VecF32 even = hn::LoadU(d, row + dim), odd = hn::LoadU(d, row + dim + kLanes);
-      hn::StoreInterleaved2(even, odd, d, row + dim);
-    }
-  }
-}
-
 #if HWY_TARGET != HWY_SCALAR
-using Quad = hn::Full128<float>;
-
-HWY_INLINE hn::Vec<Quad> sum_of_blocks(hn::Vec<Quad> sums) { return sums; }
-template <class V>
-HWY_INLINE hn::Vec<Quad> sum_of_blocks(V sums) {
-  const hn::Half<hn::DFromV<V>> d_half;
-  return sum_of_blocks(hn::Add(hn::LowerHalf(d_half, sums), hn::UpperHalf(d_half, sums)));
-}
-
-// The sums of the lanes of four vectors.
-HWY_INLINE hn::Vec<Quad> sums_of_lanes(VecF32 a, VecF32 b, VecF32 c, VecF32 d) {
-  const F32 f32;
-  const auto fold = [&](VecF32 x, VecF32 y) HWY_ATTR {
-    return hn::BitCast(U32(), hn::Add(hn::InterleaveLower(f32, x, y), hn::InterleaveUpper(f32, x, y)));
-  };
-  const VecU32 ab = fold(a, b), cd = fold(c, d);
-  return sum_of_blocks(hn::Add(hn::BitCast(f32, interleave_low(ab, cd)), hn::BitCast(f32, interleave_high(ab, cd))));
-}
-
 // scores[r][i] = sum of the lanes of sum[r][i], four sums at a time.
 template <std::size_t kRows, std::size_t kKeys>
 HWY_INLINE void store_scores(const VecF32 (&sum)[kRows][kKeys], float* HWY_RESTRICT scores) {
@@ -300,13 +224,13 @@ HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const
   store_scores(sum, scores);
 }
 
-// Calls `body(first, count)` for the rows, as many at a time as registers hold, `count` a compile-time constant.
-template <class Body>
+// Calls `body(first, count)` for the rows, at most kMax at a time, `count` a compile-time constant.
+template <std::size_t kMax, class Body>
 HWY_INLINE void for_few_rows(std::size_t rows, Body body) {
-  const std::size_t passes = (rows + kMaxFewTile - 1) / kMaxFewTile;
+  const std::size_t passes = (rows + kMax - 1) / kMax;
   for (std::size_t row = 0; row < rows;) {
     const std::size_t height = (rows + passes - 1) / passes;
-    with_rows<kMaxFewTile>(std::min(height, rows - row), [&](auto count) HWY_ATTR { body(row, count); });
+    with_rows<kMax>(std::min(height, rows - row), [&](auto count) HWY_ATTR { body(row, count); });
     row += height;
   }
 }
@@ -314,12 +238,17 @@ HWY_INLINE void for_few_rows(std::size_t rows, Body body) {
 constexpr std::size_t kFewStepKeys = 2;  // of V, a step of the prefetcher
 
 /// About how many steps of the prefetcher a block takes with a few rows.
-inline std::size_t steps_of_few(std::size_t keys, std::size_t head_dim, std::size_t v_head_dim, std::size_t rows) {
+inline std::size_t steps_of_few(std::size_t keys, std::size_t head_dim, std::size_t v_head_dim, std::size_t rows,
+                                std::size_t quads) {
   std::size_t steps = 0;
-  for_few_rows(rows, [&](std::size_t, auto count) {
-    constexpr std::size_t kKeys = keys_side_by_side<count()>(), kDims = tile_vectors<count()>() * kLanes;
-    steps += (keys + kKeys - 1) / kKeys * (head_dim / (2 * kLanes)) +
-             (v_head_dim + kDims - 1) / kDims * (keys / kFewStepKeys);
+  for_few_rows<kMaxSumTile>(rows, [&](std::size_t, auto count) {
+    constexpr std::size_t kDims = tile_vectors<count()>() * kLanes;
+    steps += (v_head_dim + kDims - 1) / kDims * (keys / kFewStepKeys);
+  });
+  if (quads != 0) return steps + steps_of_quads(quads, keys, head_dim);
+  for_few_rows<kMaxScoreTile>(rows, [&](std::size_t, auto count) {
+    constexpr std::size_t kKeys = keys_side_by_side<count()>();
+    steps += (keys + kKeys - 1) / kKeys * (head_dim / (2 * kLanes));
   });
   return steps;
 }
@@ -328,7 +257,7 @@ inline std::size_t steps_of_few(std::size_t keys, std::size_t head_dim, std::siz
 template <class Codec>
 void score_few(const Block& block, std::size_t dims, const float* q, std::size_t q_stride, std::size_t rows,
                float* scores, Prefetcher& prefetcher) noexcept {
-  for_few_rows(rows, [&](std::size_t row, auto count) HWY_ATTR {
+  for_few_rows<kMaxScoreTile>(rows, [&](std::size_t row, auto count) HWY_ATTR {
     constexpr std::size_t kKeys = keys_side_by_side<count()>();
     for (std::size_t key = static_cast<std::size_t>(block.first) / kKeys * kKeys;
          key < static_cast<std::size_t>(block.last); key += kKeys) {
@@ -342,7 +271,7 @@ void score_few(const Block& block, std::size_t dims, const float* q, std::size_t
 template <class Codec>
 void weigh_few(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
                std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept {
-  for_few_rows(rows, [&](std::size_t row, auto count) HWY_ATTR {
+  for_few_rows<kMaxSumTile>(rows, [&](std::size_t row, auto count) HWY_ATTR {
     constexpr std::size_t kVectors = tile_vectors<count()>();
     const auto add = [&](auto vectors, std::size_t dim, auto load) HWY_ATTR {
       value_tile<count(), vectors(), kFewStepKeys>(weights + row * kBlockKeys, keys, load, decay + row,
@@ -355,11 +284,20 @@ void weigh_few(const Block& block, Span keys, std::size_t dims, const float* wei
       };
     };
     std::size_t dim = 0;
-    for (; dim + kVectors * kLanes <= dims; dim += kVectors * kLanes) {
+    for (; kVectors > 1 && dim + kVectors * kLanes <= dims; dim += kVectors * kLanes) {
       add(std::integral_constant<std::size_t, kVectors>(), dim, load_parts(dim));
     }
     for (; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
-      add(std::integral_constant<std::size_t, 2>(), dim, load_parts(dim));
+      if constexpr (kVectors > 1) {
+        add(std::integral_constant<std::size_t, 2>(), dim, load_parts(dim));
+      } else {
+        const auto load_half = [&block](std::size_t at, auto part) HWY_ATTR {
+          return [v_rows = block.v, at](std::size_t key, std::size_t)
+                     HWY_ATTR { return load_part<Codec, decltype(part)::value>(v_rows[key], at); };
+        };
+        add(std::integral_constant<std::size_t, 1>(), dim, load_half(dim, std::integral_constant<int, 0>()));
+        add(std::integral_constant<std::size_t, 1>(), dim + kLanes, load_half(dim, std::integral_constant<int, 1>()));
+      }
     }
     for (; dim < dims; dim += kLanes) {
       const std::size_t rest = std::min(kLanes, dims - dim);
@@ -401,11 +339,13 @@ struct StoredRows {
                     Prefetcher& prefetcher) noexcept;
   void (*pack_values)(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
                       Prefetcher& prefetcher) noexcept;
-  void (*spread_query)(float* row, std::size_t dims, float* q, std::size_t stride) noexcept;
+  void (*spread_query)(float* row, std::size_t dims, std::size_t width, float* q, std::size_t stride) noexcept;
   void (*to_parts)(float* row, std::size_t dims) noexcept;
   void (*from_parts)(float* row, std::size_t dims) noexcept;
   void (*score_few)(const Block& block, std::size_t dims, const float* q, std::size_t q_stride, std::size_t rows,
                     float* scores, Prefetcher& prefetcher) noexcept;
+  void (*score_in_quads)(const Block& block, std::size_t dims, const float* q, std::size_t quads, float* slab,
+                         float* scores, Prefetcher& prefetcher) noexcept;
   void (*weigh_few)(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
                     std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept;
   std::uint64_t (*find_exceptions)(const Block& block, std::size_t dims) noexcept;
@@ -413,8 +353,8 @@ struct StoredRows {
 
 template <class Codec>
 StoredRows stored_rows() noexcept {
-  return {&pack_keys<Codec>,  &pack_values<Codec>, &spread_query<Codec>, &to_parts<Codec>,
-          &from_parts<Codec>, &score_few<Codec>,   &weigh_few<Codec>,    &find_exceptions<Codec>};
+  return {&pack_keys<Codec>, &pack_values<Codec>,    &spread_query<Codec>, &to_parts<Codec>,       &from_parts<Codec>,
+          &score_few<Codec>, &score_in_quads<Codec>, &weigh_few<Codec>,    &find_exceptions<Codec>};
 }
 
 StoredRows find_stored_f32() noexcept;

@@ -21,6 +21,14 @@
 #define PAGEDKV_UNROLL
 #endif
 
+// Has a vector loaded once and used from its register: g++ would load it again with each FMA, and loads are scarce.
+#undef PAGEDKV_KEEP_IN_REGISTER
+#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86
+#define PAGEDKV_KEEP_IN_REGISTER(vector) asm("" : "+v"((vector).raw))
+#else
+#define PAGEDKV_KEEP_IN_REGISTER(vector) static_cast<void>(vector)
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace pagedkv::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -35,14 +43,17 @@ constexpr std::size_t kStepLength = 4;  // dims or keys of a tile from one step 
 // Vectors of a tile with that many rows: as many accumulators as registers allow, and enough to hide FMA latency.
 template <std::size_t kRows>
 constexpr std::size_t tile_vectors() {
-  if (kManyRegisters) return kRows > 6 ? 2 : kLanes == 16 || kRows > 3 ? 4 : 8;
+  if (kManyRegisters) return kRows > 12 ? 1 : kRows > 6 ? 2 : kLanes == 16 || kRows > 3 ? 4 : 8;
   return kRows == 1 ? 8 : kRows <= 3 ? 4 : 2;
 }
 
 // Most rows of a task whose products read rows as they are stored; more convert too often.
-constexpr std::size_t kFewRows = 8;
-// Most of them in one tile; more spill registers.
-constexpr std::size_t kMaxFewTile = kManyRegisters ? 8 : 4;
+constexpr std::size_t kFewRows = kLanes == 16 ? 16 : 8;
+// Of them, fewest whose scores are computed in quads (quads-inl.h).
+constexpr std::size_t kMinQuadRows = kLanes == 16 ? 7 : kFewRows + 1;
+// Most of them in one tile of scores and of sums; more spill registers.
+constexpr std::size_t kMaxScoreTile = kLanes == 16 ? kMinQuadRows - 1 : kManyRegisters ? 8 : 4;
+constexpr std::size_t kMaxSumTile = kLanes == 16 ? kFewRows : kMaxScoreTile;
 
 // Elements across a tile of that many rows.
 HWY_INLINE std::size_t tile_panel(std::size_t rows) {

@@ -1,0 +1,115 @@
+// Rows as they are stored, read in parts, and sums of lanes: what kernels for a few query rows share. Compiled once a
+// target and format.
+//
+// Layer: kernels. A part is one of two vectors that hold 2 * kLanes elements of a row: for bf16 the even and the odd
+// ones.
+#include <algorithm>
+#include <cstring>
+
+#include "format/codec-inl.h"
+#include "hwy/highway.h"
+#include "kernels/block.h"
+#include "kernels/tile-inl.h"
+
+#if defined(PAGEDKV_KERNELS_PARTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PAGEDKV_KERNELS_PARTS_INL_H_
+#undef PAGEDKV_KERNELS_PARTS_INL_H_
+#else
+#define PAGEDKV_KERNELS_PARTS_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace pagedkv::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using format::HWY_NAMESPACE::F32;
+using format::HWY_NAMESPACE::U32;
+using format::HWY_NAMESPACE::VecF32;
+using format::HWY_NAMESPACE::VecU32;
+
+// Part kPart of the 2 * kLanes elements of a row from `dim` on.
+template <class Codec, int kPart>
+HWY_INLINE VecF32 load_part(const std::byte* row, std::size_t dim) {
+  return Codec::template load_part<kPart>(reinterpret_cast<const typename Codec::Stored*>(row) + dim);
+}
+
+// `count` <= kLanes elements of a row from `dim` on, and zeros.
+template <class Codec>
+HWY_INLINE VecF32 load_rest(const std::byte* row, std::size_t dim, std::size_t count) {
+  if (count == kLanes) return Codec::load(reinterpret_cast<const typename Codec::Stored*>(row) + dim);
+  typename Codec::Stored elements[kLanes] = {};
+  std::memcpy(elements, row + dim * sizeof(elements[0]), count * sizeof(elements[0]));
+  return Codec::load(elements);
+}
+
+/// The order in which a few rows keep queries and sums: part 0 and part 1 of each 2 * kLanes elements, then the rest.
+template <class Codec>
+void to_parts(float* row, std::size_t dims) noexcept {
+  if constexpr (Codec::kPartsInterleave) {
+    const F32 d;
+    for (std::size_t dim = 0; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
+      VecF32 even, odd;
+      hn::LoadInterleaved2(d, row + dim, even, odd);
+      hn::StoreU(even, d, row + dim);
+      hn::StoreU(odd, d, row + dim + kLanes);
+    }
+  }
+}
+
+/// A query row in parts, `width` elements at a time, to q [dims / width][stride]: a product finds those of all rows
+/// side by side. `row` has zeros up to a whole vector.
+template <class Codec>
+void spread_query(float* row, std::size_t dims, std::size_t width, float* q, std::size_t stride) noexcept {
+  to_parts<Codec>(row, dims);
+  for (std::size_t dim = 0; dim < dims; dim += width, q += stride) std::copy_n(row + dim, width, q);
+}
+
+/// The inverse of to_parts.
+template <class Codec>
+void from_parts(float* row, std::size_t dims) noexcept {
+  if constexpr (Codec::kPartsInterleave) {
+    const F32 d;
+    for (std::size_t dim = 0; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
+      const VecF32 even = hn::LoadU(d, row + dim), odd = hn::LoadU(d, row + dim + kLanes);
+      hn::StoreInterleaved2(even, odd, d, row + dim);
+    }
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+HWY_INLINE VecU32 interleave_low(VecU32 a, VecU32 b) {
+  const hn::Repartition<std::uint64_t, U32> d64;
+  return hn::BitCast(U32(), hn::InterleaveLower(hn::BitCast(d64, a), hn::BitCast(d64, b)));
+}
+HWY_INLINE VecU32 interleave_high(VecU32 a, VecU32 b) {
+  const hn::Repartition<std::uint64_t, U32> d64;
+  return hn::BitCast(U32(), hn::InterleaveUpper(d64, hn::BitCast(d64, a), hn::BitCast(d64, b)));
+}
+
+using Quad = hn::Full128<float>;
+
+HWY_INLINE hn::Vec<Quad> add_blocks(hn::Vec<Quad> sums) { return sums; }
+template <class V>
+HWY_INLINE hn::Vec<Quad> add_blocks(V sums) {
+  const hn::Half<hn::DFromV<V>> d_half;
+  return add_blocks(hn::Add(hn::LowerHalf(d_half, sums), hn::UpperHalf(d_half, sums)));
+}
+
+// Sums within the 128-bit blocks of four vectors: lane i of a block is the sum of this block of vector i.
+HWY_INLINE VecF32 sums_of_blocks(VecF32 a, VecF32 b, VecF32 c, VecF32 d) {
+  const F32 f32;
+  const auto fold = [&](VecF32 x, VecF32 y) HWY_ATTR {
+    return hn::BitCast(U32(), hn::Add(hn::InterleaveLower(f32, x, y), hn::InterleaveUpper(f32, x, y)));
+  };
+  const VecU32 ab = fold(a, b), cd = fold(c, d);
+  return hn::Add(hn::BitCast(f32, interleave_low(ab, cd)), hn::BitCast(f32, interleave_high(ab, cd)));
+}
+
+// The sums of the lanes of four vectors.
+HWY_INLINE hn::Vec<Quad> sums_of_lanes(VecF32 a, VecF32 b, VecF32 c, VecF32 d) {
+  return add_blocks(sums_of_blocks(a, b, c, d));
+}
+#endif
+
+}  // namespace pagedkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // PAGEDKV_KERNELS_PARTS_INL_H_
