@@ -45,18 +45,26 @@ std::int32_t list_rows(Schedule& schedule, const PlannedBatch& batch, std::span<
   return static_cast<std::int32_t>(schedule.shared_rows.size() - first_listed);
 }
 
+// Keys of a part that `num_rows` rows share. More rows make for larger states and more work on a part: fewer parts save
+// a tenth of it, and still feed as many threads.
+std::int64_t shared_part_keys(std::int64_t num_rows) noexcept {
+  return num_rows <= kFewRows ? kPartKeys : 2 * kPartKeys;
+}
+
 // Adds the units of what the sequences order[first] .. order[shared.end_of_run - 1] share.
 void add_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t first, SharedKeys shared) {
   const auto run = std::span(schedule.order).subspan(first, shared.end_of_run - first);
   const auto first_listed = static_cast<std::int32_t>(schedule.shared_rows.size());
   const std::int32_t num_rows = list_rows(schedule, batch, run);
-  const auto num_parts = static_cast<std::size_t>((shared.end - shared.begin) / kPartKeys);
+  const std::int64_t part_keys = shared_part_keys(num_rows);
+  const auto num_parts = static_cast<std::size_t>((shared.end - shared.begin + part_keys - 1) / part_keys);
   shared.states = add_states(schedule, batch.params, num_rows, num_parts);
   shared.first_unit = schedule.units.size();
   const kernels::AttendKernel* const kernel = kernels::select_attend(batch.target, batch.params, num_rows);
   for (std::int32_t row = 0; row < num_rows; row += kernel->max_rows) {
     for (std::size_t part = 0; part < num_parts; ++part) {
-      const std::int64_t begin = shared.begin + static_cast<std::int64_t>(part) * kPartKeys, end = begin + kPartKeys;
+      const std::int64_t begin = shared.begin + static_cast<std::int64_t>(part) * part_keys,
+                         end = std::min(begin + part_keys, shared.end);
       schedule.units.push_back(
           {.kernel = kernel,
            .page_table = batch.page_table(run[0]),

@@ -66,8 +66,10 @@ class PrefillTask {
     }
     const std::int64_t first_chunk = begin / kChunk * kChunk, last_chunk = (end - 1) / kChunk * kChunk;
     chunk_ = is_backward_ ? last_chunk : first_chunk;
+    bool was_prefetched = false;
     for (; chunk_ >= first_chunk && chunk_ <= last_chunk; chunk_ += is_backward_ ? -kChunk : kChunk) {
-      packed_.pack(chunk_, std::max(begin, chunk_), std::min(end, chunk_ + kChunk));
+      packed_.pack(chunk_, std::max(begin, chunk_), std::min(end, chunk_ + kChunk), was_prefetched);
+      was_prefetched = has_few_blocks();
       slot_is_scored_ = false;
       for (int b = 0; b < num_blocks_; ++b) {
         plan_prefetch(b, begin, end);
@@ -175,16 +177,23 @@ class PrefillTask {
     }
   }
 
-  /// A share of the rows of the next chunk, or of the next task's first, to be prefetched while column block `index` is
-  /// computed.
+  /// Rows of the next chunk, or of the next task's first, to be prefetched meanwhile: a share of them while column
+  /// block `index` is computed, a line with each product of scores. Few column blocks have too few of these products:
+  /// they go round the pages of all rows instead, some lines before each tile of scores or sums.
   void plan_prefetch(int index, std::int64_t begin, std::int64_t end) noexcept {
+    ahead_.clear();
+    if (index == 0) ahead_of_few_.clear();
     const std::int64_t share = kChunk / num_blocks_;
     const auto plan = [&](const KvRows& rows, std::int64_t chunk, std::int64_t from, std::int64_t to) {
+      if (has_few_blocks()) {
+        from = std::max(from, chunk), to = std::min(to, chunk + kChunk);
+        if (index == 0 && from < to) add_rows_ahead(ahead_of_few_, rows, from, to - from);
+        return;
+      }
       const std::int64_t first = std::max(from, chunk + index * share),
                          last = std::min(to, chunk + (index + 1) * share);
       if (first < last) ahead_.add(rows, first, last - first);
     };
-    ahead_.clear();
     const std::int64_t next = chunk_ + (is_backward_ ? -kChunk : kChunk);
     if (next + kChunk > begin && next < end) {
       plan(rows_, next, begin, end);
@@ -193,7 +202,12 @@ class PrefillTask {
            task->kv_end);
     }
     ahead_.touch();
+    if (index > 0 || !has_few_blocks()) return;
+    ahead_of_few_.touch();
+    const int weigh_steps = kChunk / kGroupTokens * kv_terms_ / 4 * d_tiles_;
+    prefetch_.start(ahead_of_few_, static_cast<std::size_t>(num_blocks_ * (kChunkTiles + weigh_steps)));
   }
+  bool has_few_blocks() const noexcept { return num_blocks_ <= kFewBlocks; }
 
   /// Token tiles of the chunk that some column of the block sees, from an even one on.
   struct TileRange {
@@ -277,15 +291,22 @@ class PrefillTask {
   }
 
   /// sums += V^T weights over `count` V tiles of 32 tokens.
-  void weigh_values(int count, const std::byte* values, const std::byte* weights, float* sums,
-                    bool has_sums) const noexcept {
+  void weigh_values(int count, const std::byte* values, const std::byte* weights, float* sums, bool has_sums) noexcept {
+    if (!has_few_blocks()) return weigh_values(count, values, weights, sums, has_sums, d_tiles_);
+    for (int d = 0; d < d_tiles_; ++d, values += kValueStride, sums += kSlotFloats) {
+      prefetch_.step();
+      weigh_values(count, values, weights, sums, has_sums, 1);
+    }
+  }
+  void weigh_values(int count, const std::byte* values, const std::byte* weights, float* sums, bool has_sums,
+                    int num_d_tiles) const noexcept {
     const std::int64_t term_bytes = packed_.values_term_bytes();
     if (kv_terms_ == 1) {
-      return has_sums ? weigh<1, false>(count, values, term_bytes, weights, sums, d_tiles_)
-                      : weigh<1, true>(count, values, term_bytes, weights, sums, d_tiles_);
+      return has_sums ? weigh<1, false>(count, values, term_bytes, weights, sums, num_d_tiles)
+                      : weigh<1, true>(count, values, term_bytes, weights, sums, num_d_tiles);
     }
-    has_sums ? weigh<2, false>(count, values, term_bytes, weights, sums, d_tiles_)
-             : weigh<2, true>(count, values, term_bytes, weights, sums, d_tiles_);
+    has_sums ? weigh<2, false>(count, values, term_bytes, weights, sums, num_d_tiles)
+             : weigh<2, true>(count, values, term_bytes, weights, sums, num_d_tiles);
   }
 
   /// Scores of a token tile; those of `next_tile` follow. The slot is filled in later.
@@ -331,6 +352,7 @@ class PrefillTask {
                                    : nullptr;
       pass.weights = scratch_.weights + (t - tile) / 2 * kWeightBytes + (t - tile) % 2 * (kTileBytes / 2);
       if (pass.k.at != nullptr) {
+        if (has_few_blocks()) prefetch_.step();
         if (const std::byte* lines = ahead_.take(ahead_lines_); lines != nullptr) pass.ahead = lines;
         score_tile<true>(k_tiles_, terms_, state, pass);
       } else {
@@ -470,7 +492,9 @@ class PrefillTask {
   PackedChunk packed_;
   std::int64_t chunk_ = 0;  // first token of the chunk at hand
   int num_blocks_ = 0;
-  ChunkPrefetcher ahead_;          // of the next chunk
+  ChunkPrefetcher ahead_;   // of the next chunk, while many column blocks are computed over this one
+  RowsAhead ahead_of_few_;  // the same while few are
+  StreamPrefetcher<8> prefetch_;
   Bend bend_;                      // of the token tile at hand, unless all is plain
   const Bend unbent_ = no_bend();  // of scores that are logits already, beside split weights
   int slot_ = 0;                   // score slot in turn

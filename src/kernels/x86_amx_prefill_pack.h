@@ -34,8 +34,9 @@ class PackedChunk {
     for (int tile = 0; tile < kChunkTiles; ++tile) keys_[tile] = {key_tiles(tile), kTileRowBytes, kTileBytes};
   }
 
-  /// Tokens [begin, end) of the chunk that starts at token `chunk`; zeros up to whole groups of 32.
-  void pack(std::int64_t chunk, std::int64_t begin, std::int64_t end) noexcept {
+  /// Tokens [begin, end) of the chunk that starts at token `chunk`; zeros up to whole groups of 32. Unless all of it
+  /// was prefetched already, what comes in the next groups is while one is packed.
+  void pack(std::int64_t chunk, std::int64_t begin, std::int64_t end, bool was_prefetched) noexcept {
     chunk_ = chunk;
     const std::int64_t first_group = begin / kGroupTokens * kGroupTokens;
     num_exceptions_ = 0;
@@ -43,7 +44,7 @@ class PackedChunk {
     for (std::int64_t token = first_group; token < end; token += kGroupTokens) {
       ahead.clear();
       const std::int64_t next = token + 2 * kGroupTokens;
-      if (next < end) ahead.add(rows_, next, std::min<std::int64_t>(kGroupTokens, end - next));
+      if (next < end && !was_prefetched) ahead.add(rows_, next, std::min<std::int64_t>(kGroupTokens, end - next));
       GroupRows group(rows_, token, begin, end, scratch_.zero_row);
       const int index = static_cast<int>((token - chunk_) / kGroupTokens);
       for (int half = 0; half < 2; ++half) {
@@ -118,7 +119,8 @@ class PackedChunk {
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     const int dim = static_cast<int>(params_.v_head_dim);
     std::byte* const first = values(index);
-    const int lines = ahead.num_lines() / d_tiles_ / (has_whole_key_tiles_ ? 8 : 16 * kv_terms_) + 1;
+    const int total = ahead.num_lines();
+    const int lines = total == 0 ? 0 : total / d_tiles_ / (has_whole_key_tiles_ ? 8 : 16 * kv_terms_) + 1;
     __m512i largest = _mm512_setzero_si512();  // of the values without their sign, in the upper 15 bits
     for (int tile = 0; tile < kv_terms_ * d_tiles_; tile += 2) {
       const int term = tile / d_tiles_, d = tile % d_tiles_;
@@ -128,6 +130,9 @@ class PackedChunk {
       for (int pair = 0; pair < 16; ++pair) {
         __m512i even = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair] + d * 32);
         __m512i odd = _mm512_maskz_loadu_epi16(lanes, group.v[2 * pair + 1] + d * 32);
+        for (int i = 0; lines == 0 && i < 2; ++i) {  // they lie in L2: the next pieces
+          _mm_prefetch(reinterpret_cast<const char*>(group.v[2 * pair + i] + d * 32 + 64), _MM_HINT_T0);
+        }
         largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_add_epi16(even, even), _mm512_add_epi16(odd, odd)));
         if (params_.kv_dtype == DType::f16) {
           even = piece(group.v[2 * pair], d * 16, dim, term), odd = piece(group.v[2 * pair + 1], d * 16, dim, term);

@@ -15,6 +15,7 @@ constexpr int kChunkTiles = kChunk / kTileRows;
 constexpr int kBlockTiles = kBlock / kTileRows;
 constexpr std::size_t kBlockBudget = 3u << 19;  // bytes of queries and sums that should stay in L2
 constexpr int kMaxBlocks = 32;
+constexpr int kFewBlocks = 4;  // column blocks that have fewer products of tiles than a chunk has lines to prefetch
 
 [[maybe_unused]] int round_tiles(std::uint32_t dim, int multiple) noexcept {
   return ceil_to(static_cast<int>(dim), multiple) / multiple;
