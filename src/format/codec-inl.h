@@ -2,7 +2,7 @@
 //
 // Layer: format. A codec has `Stored`, `kPerUnit` (elements in 32 bits), `load` (as many elements as a vector has
 // lanes), `split` (element `half` of each 32-bit unit) and `load_part` (one of two vectors that hold twice as many
-// elements: the even and the odd ones if `kPartsInterleave`, else those before and those behind). All are exact.
+// elements, in the order `kParts`). All are exact.
 #include <cstdint>
 
 #include "hwy/highway.h"
@@ -24,10 +24,14 @@ using U32 = hn::ScalableTag<std::uint32_t>;
 using VecF32 = hn::Vec<F32>;
 using VecU32 = hn::Vec<U32>;
 
+// Which elements the two vectors of `load_part` hold: those before and those behind, the even and the odd ones, or the
+// low and the high halves of 128-bit blocks of stored elements.
+enum class Parts { kInOrder, kEvenOdd, kHalvesOfBlocks };
+
 struct CodecF32 {
   using Stored = float;
   static constexpr std::size_t kPerUnit = 1;
-  static constexpr bool kPartsInterleave = false;
+  static constexpr Parts kParts = Parts::kInOrder;
 
   static HWY_INLINE VecF32 load(const Stored* from) { return hn::LoadU(F32(), from); }
   template <int kHalf>
@@ -43,7 +47,9 @@ struct CodecF32 {
 struct CodecBf16 {
   using Stored = bf16_t;
   static constexpr std::size_t kPerUnit = 2;
-  static constexpr bool kPartsInterleave = true;  // half the instructions of `load`
+  // Half the instructions of `load`. Halves of blocks take shuffles alone, which AVX2 has a port for beside those of
+  // FMA; AVX-512 has not.
+  static constexpr Parts kParts = HWY_TARGET == HWY_AVX2 ? Parts::kHalvesOfBlocks : Parts::kEvenOdd;
 
   static HWY_INLINE VecF32 load(const Stored* from) {
     const hn::Rebind<std::uint16_t, F32> d16;
@@ -57,14 +63,21 @@ struct CodecBf16 {
   }
   template <int kPart>
   static HWY_INLINE VecF32 load_part(const Stored* from) {
+#if HWY_TARGET == HWY_AVX2
+    const hn::Repartition<std::uint16_t, F32> d16;
+    const auto bits = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(from)), zero = hn::Zero(d16);
+    if constexpr (kPart == 0) return hn::BitCast(F32(), hn::InterleaveLower(d16, zero, bits));
+    return hn::BitCast(F32(), hn::InterleaveUpper(d16, zero, bits));
+#else
     return split<kPart>(hn::LoadU(U32(), reinterpret_cast<const std::uint32_t*>(from)));
+#endif
   }
 };
 
 struct CodecF16 {
   using Stored = f16_t;
   static constexpr std::size_t kPerUnit = 2;
-  static constexpr bool kPartsInterleave = false;
+  static constexpr Parts kParts = Parts::kInOrder;
 
   static HWY_INLINE VecF32 load(const Stored* from) {
 #if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SCALAR  // no instruction, and Highway's substitute knows no infinities

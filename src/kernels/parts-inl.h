@@ -41,10 +41,23 @@ HWY_INLINE VecF32 load_rest(const std::byte* row, std::size_t dim, std::size_t c
   return Codec::load(elements);
 }
 
+// Between elements in order and the halves of blocks, either way round.
+inline void exchange_halves_of_blocks([[maybe_unused]] float* row, [[maybe_unused]] std::size_t dims) {
+#if HWY_TARGET == HWY_AVX2
+  const F32 d;
+  for (std::size_t dim = 0; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
+    const VecF32 before = hn::LoadU(d, row + dim), behind = hn::LoadU(d, row + dim + kLanes);
+    hn::StoreU(hn::ConcatLowerLower(d, behind, before), d, row + dim);
+    hn::StoreU(hn::ConcatUpperUpper(d, behind, before), d, row + dim + kLanes);
+  }
+#endif
+}
+
 /// The order in which a few rows keep queries and sums: part 0 and part 1 of each 2 * kLanes elements, then the rest.
 template <class Codec>
 void to_parts(float* row, std::size_t dims) noexcept {
-  if constexpr (Codec::kPartsInterleave) {
+  using format::HWY_NAMESPACE::Parts;
+  if constexpr (Codec::kParts == Parts::kEvenOdd) {
     const F32 d;
     for (std::size_t dim = 0; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
       VecF32 even, odd;
@@ -52,6 +65,8 @@ void to_parts(float* row, std::size_t dims) noexcept {
       hn::StoreU(even, d, row + dim);
       hn::StoreU(odd, d, row + dim + kLanes);
     }
+  } else if constexpr (Codec::kParts == Parts::kHalvesOfBlocks) {
+    exchange_halves_of_blocks(row, dims);
   }
 }
 
@@ -66,12 +81,15 @@ void spread_query(float* row, std::size_t dims, std::size_t width, float* q, std
 /// The inverse of to_parts.
 template <class Codec>
 void from_parts(float* row, std::size_t dims) noexcept {
-  if constexpr (Codec::kPartsInterleave) {
+  using format::HWY_NAMESPACE::Parts;
+  if constexpr (Codec::kParts == Parts::kEvenOdd) {
     const F32 d;
     for (std::size_t dim = 0; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
       const VecF32 even = hn::LoadU(d, row + dim), odd = hn::LoadU(d, row + dim + kLanes);
       hn::StoreInterleaved2(even, odd, d, row + dim);
     }
+  } else if constexpr (Codec::kParts == Parts::kHalvesOfBlocks) {
+    exchange_halves_of_blocks(row, dims);
   }
 }
 

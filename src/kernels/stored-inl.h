@@ -205,7 +205,8 @@ HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const
     for (std::size_t i = 0; i < kKeys; ++i) k[i] = load(rows[i]);
     PAGEDKV_UNROLL
     for (std::size_t r = 0; r < kRows; ++r) {
-      const VecF32 elements = hn::LoadU(d, q + r * kLanes);
+      VecF32 elements = hn::LoadU(d, q + r * kLanes);
+      PAGEDKV_KEEP_IN_REGISTER(elements);
       PAGEDKV_UNROLL
       for (std::size_t i = 0; i < kKeys; ++i) sum[r][i] = hn::MulAdd(elements, k[i], sum[r][i]);
     }
