@@ -6,7 +6,8 @@
 // tiles in place, which absorbs page sizes, strides and odd dimensions; then every column block goes over the chunk in
 // blocks of 256 tokens: scores S = K q^T with the softmax of the tile before interleaved, then sums += V^T P.
 // Accumulators f32, weights bf16. An f16 is the sum of two bf16, an f32 of three: f16 pages, their queries and weights
-// are cut into terms, and the products of all terms (but of the lowest of weights and V) add up to what f32 would give.
+// are cut into terms, and the products of all terms (but of the lowest of weights and V) add up to what f32 would give
+// (x86_amx_split.h: two token tiles a step, blocks of 128 tokens).
 //
 // The maximum of a column is that of its first tile with a visible key; if its sum overflows 2^60 the block is done
 // again with the true maximum, column by column, so that a row's arithmetic never depends on the others. Reads each K
@@ -14,6 +15,7 @@
 #include "kernels/x86_amx_kernels.h"
 #include "kernels/x86_amx_prefill_mask.h"
 #include "kernels/x86_amx_prefill_pack.h"
+#include "kernels/x86_amx_split.h"
 
 #if defined(__x86_64__)
 PAGEDKV_AMX_BEGIN
@@ -32,8 +34,8 @@ class PrefillTask {
         terms_(query_terms(params)),
         kv_terms_(kv_terms_of(params)),
         scale_(params.sm_scale * kLog2E),
-        ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles),
-        is_plain_(kv_terms_ == 1 && params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
+        ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles * step_tiles()),
+        is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
         hides_raw_(params.logits_soft_cap == 0 && scale_ > 1e-20f),
         is_backward_(params.alibi_slopes != nullptr),
@@ -161,7 +163,7 @@ class PrefillTask {
       for (int c = 0; c < kColumnTiles; ++c) {
         __m512 weight = _mm512_setzero_ps();
         for (int term = 0; term < weight_terms(); ++term) {
-          const __m512i pairs = _mm512_load_si512(weights + term * kWeightTermBytes + c * kTileBytes);
+          const __m512i pairs = _mm512_load_si512(weights + term * term_bytes() + c * kTileBytes);
           const __m512i bits =
               token % 2 != 0 ? _mm512_and_si512(pairs, _mm512_set1_epi32(~0xffff)) : _mm512_slli_epi32(pairs, 16);
           weight = _mm512_add_ps(weight, _mm512_castsi512_ps(bits));
@@ -204,12 +206,15 @@ class PrefillTask {
     ahead_.touch();
     if (index > 0 || !has_few_blocks()) return;
     ahead_of_few_.touch();
-    const int weigh_steps = kChunk / kGroupTokens * kv_terms_ / 4 * d_tiles_;
-    prefetch_.start(ahead_of_few_, static_cast<std::size_t>(num_blocks_ * (kChunkTiles + weigh_steps)));
+    const int weigh_steps = kv_terms_ == 2 ? kChunk / kSplitBlock * d_tiles_ / 2 : kChunk / kGroupTokens / 4 * d_tiles_;
+    prefetch_.start(ahead_of_few_, static_cast<std::size_t>(num_blocks_ * (kChunkTiles / step_tiles() + weigh_steps)));
   }
   bool has_few_blocks() const noexcept { return num_blocks_ <= kFewBlocks; }
 
-  /// Token tiles of the chunk that some column of the block sees, from an even one on.
+  /// Token tiles that one pass of scores computes: 2 beside keys of two terms.
+  int step_tiles() const noexcept { return kv_terms_; }
+
+  /// Token tiles of the chunk that some column of the block sees, from an even one on; whole steps.
   struct TileRange {
     int first, end;
   };
@@ -218,13 +223,15 @@ class PrefillTask {
     const std::int64_t begin = std::max<std::int64_t>(chunk_, block.min_first) / kGroupTokens * kGroupTokens;
     const std::int64_t end = std::min<std::int64_t>(chunk_ + kChunk, block.max_end);
     if (begin >= end) return {0, 0};
-    return {static_cast<int>(begin - chunk_) / kTileRows, static_cast<int>(end - chunk_ + kTileRows - 1) / kTileRows};
+    return {static_cast<int>(begin - chunk_) / kTileRows,
+            ceil_to(static_cast<int>(end - chunk_), kTileRows * step_tiles()) / kTileRows};
   }
 
   /// The tiles of these that are computed first: those of one block of tokens.
   TileRange part_of(TileRange tiles) const noexcept {
-    if (is_backward_) return {std::max(tiles.first, (tiles.end - 1) / kBlockTiles * kBlockTiles), tiles.end};
-    return {tiles.first, std::min(tiles.end, tiles.first / kBlockTiles * kBlockTiles + kBlockTiles)};
+    const int most = (kv_terms_ == 2 ? kSplitBlock : kBlock) / kTileRows;
+    if (is_backward_) return {std::max(tiles.first, (tiles.end - 1) / most * most), tiles.end};
+    return {tiles.first, std::min(tiles.end, tiles.first / most * most + most)};
   }
 
   /// One column block over its tiles of the chunk.
@@ -242,7 +249,7 @@ class PrefillTask {
       left = is_backward_ ? TileRange{left.first, part.first} : TileRange{part.end, left.end};
       const int next = part_of(left).first;
       attend_block(index, state, part.first, part.end,
-                   left.first < left.end ? score_of(index, next, next + 1) : first_of_next(index));
+                   left.first < left.end ? score_of(index, next, next + step_tiles()) : first_of_next(index));
     }
     for (int c = 0; c < kColumnTiles; ++c) _mm512_store_ps(block.sum + c * 16, state.sum[c]);
   }
@@ -251,7 +258,7 @@ class PrefillTask {
   ScorePass first_of_next(int index) const noexcept {
     while (++index < num_blocks_) {
       const TileRange part = part_of(tiles_of(index));
-      if (part.first < part.end) return score_of(index, part.first, part.first + 1);
+      if (part.first < part.end) return score_of(index, part.first, part.first + step_tiles());
     }
     return ScorePass{};
   }
@@ -259,7 +266,7 @@ class PrefillTask {
   /// Token tiles [tile, stop) of the chunk, which lie in one block of 256 tokens; `next` are the scores after them.
   void attend_block(int index, SoftmaxState& state, int tile, int stop, const ScorePass& next) noexcept {
     ColumnBlock& block = scratch_.blocks[index];
-    if (find_maxima(index, state, tile, stop)) slot_is_scored_ = false;
+    find_maxima(index, state, tile, stop);
     const SoftmaxState saved = state;
     weights_of_tiles(index, state, tile, stop, next);
     if (overflows(state)) {
@@ -271,117 +278,153 @@ class PrefillTask {
       const __mmask16 is_set = _mm512_cmp_ps_mask(old, _mm512_set1_ps(kHiddenLogit), _CMP_NEQ_OQ);
       _mm512_mask_storeu_ps(block.max + c * 16, is_set, state.max[c]);
     }
-    if ((stop - tile) % 2 != 0) {
-      for (int term = 0; term < weight_terms(); ++term) {
-        std::byte* half =
-            scratch_.weights + term * kWeightTermBytes + (stop - tile) / 2 * kWeightBytes + kTileBytes / 2;
-        for (int c = 0; c < kColumnTiles; ++c) std::memset(half + c * kTileBytes, 0, kTileBytes / 2);
-      }
-    }
-    const std::byte* weights = scratch_.weights;
-    const int most = 4 / kv_terms_;  // V tiles that stay in registers with their terms
-    for (int group = tile / 2, end = (stop + 1) / 2; group < end;) {
-      const int count = std::min(end - group, most - group % most);
-      weigh_values(count, packed_.values(group), weights, sums(index), block.has_sums);
-      block.has_sums = true;
-      weights += count * kWeightBytes, group += count;
-    }
+    kv_terms_ == 2 ? weigh_split(index, tile, stop) : weigh(index, tile, stop);
+    block.has_sums = true;
     if (!packed_.exceptions().empty()) [[unlikely]]
       weigh_exceptions(index, tile, stop);
   }
 
-  /// sums += V^T weights over `count` V tiles of 32 tokens.
-  void weigh_values(int count, const std::byte* values, const std::byte* weights, float* sums, bool has_sums) noexcept {
-    if (!has_few_blocks()) return weigh_values(count, values, weights, sums, has_sums, d_tiles_);
-    for (int d = 0; d < d_tiles_; ++d, values += kValueStride, sums += kSlotFloats) {
-      prefetch_.step();
-      weigh_values(count, values, weights, sums, has_sums, 1);
+  /// sums += V^T weights over the tiles [tile, stop).
+  void weigh(int index, int tile, int stop) noexcept {
+    if ((stop - tile) % 2 != 0) {
+      std::byte* half = scratch_.weights + (stop - tile) / 2 * kWeightBytes + kTileBytes / 2;
+      for (int c = 0; c < kColumnTiles; ++c) std::memset(half + c * kTileBytes, 0, kTileBytes / 2);
+    }
+    const std::byte* weights = scratch_.weights;
+    bool has_sums = scratch_.blocks[index].has_sums;
+    for (int group = tile / 2, end = (stop + 1) / 2; group < end;) {
+      const int count = std::min(end - group, 4 - group % 4);
+      weigh_values(count, packed_.values(group), weights, sums(index), has_sums);
+      has_sums = true;
+      weights += count * kWeightBytes, group += count;
     }
   }
-  void weigh_values(int count, const std::byte* values, const std::byte* weights, float* sums, bool has_sums,
-                    int num_d_tiles) const noexcept {
-    const std::int64_t term_bytes = packed_.values_term_bytes();
-    if (kv_terms_ == 1) {
-      return has_sums ? weigh<1, false>(count, values, term_bytes, weights, sums, num_d_tiles)
-                      : weigh<1, true>(count, values, term_bytes, weights, sums, num_d_tiles);
+
+  /// The same over `count` V tiles of 32 tokens.
+  void weigh_values(int count, const std::byte* values, const std::byte* weights, float* sums, bool has_sums) noexcept {
+    const auto weigh_tiles = [&](int num_d_tiles) {
+      has_sums ? amx::weigh_values<false>(count, values, weights, sums, num_d_tiles)
+               : amx::weigh_values<true>(count, values, weights, sums, num_d_tiles);
+    };
+    if (!has_few_blocks()) return weigh_tiles(d_tiles_);
+    for (int d = 0; d < d_tiles_; ++d, values += kValueStride, sums += kSlotFloats) {
+      prefetch_.step();
+      weigh_tiles(1);
     }
-    has_sums ? weigh<2, false>(count, values, term_bytes, weights, sums, num_d_tiles)
-             : weigh<2, true>(count, values, term_bytes, weights, sums, num_d_tiles);
+  }
+
+  /// The same beside two terms of V and kSplitTerms of the weights.
+  void weigh_split(int index, int tile, int stop) noexcept {
+    SplitValues values;
+    values.num_groups = (stop - tile) / 2, values.term_bytes = packed_.values_term_bytes();
+    for (int g = 0; g < values.num_groups; ++g) values.groups[g] = packed_.values(tile / 2 + g);
+    const bool has_sums = scratch_.blocks[index].has_sums;
+    if (!has_few_blocks()) return split_weigh(values, scratch_.weights, sums(index), d_tiles_, has_sums);
+    for (int d = 0; d < d_tiles_; d += 2) {
+      prefetch_.step();
+      split_weigh(values, scratch_.weights, sums(index) + d * kSlotFloats, 2, has_sums);
+      for (int g = 0; g < values.num_groups; ++g) values.groups[g] += 2 * kValueStride;
+    }
   }
 
   /// Scores of a token tile; those of `next_tile` follow. The slot is filled in later.
   ScorePass score_of(int index, int tile, int next_tile) const noexcept {
     ScorePass pass{};
     pass.k = packed_.keys(tile), pass.k_next = packed_.keys(next_tile % kChunkTiles).at;
-    pass.k_terms = kv_terms_;
     pass.ahead = pass.k_next;  // nothing to prefetch: a line that is prefetched anyway
     pass.queries = queries(index), pass.query_stride = std::int64_t{terms_} * k_tiles_ * kTileBytes;
     return pass;
   }
   int weight_terms() const noexcept { return kv_terms_ == 2 ? kSplitTerms : 1; }
-  float* slot(int which) const noexcept { return scratch_.scores + which * kSlotFloats; }
+  std::int64_t term_bytes() const noexcept { return kv_terms_ == 2 ? kSplitTermBytes : kWeightTermBytes; }
+  float* slot(int which) const noexcept { return scratch_.scores + which * step_tiles() * kSlotFloats; }
+
+  /// One step of scores into a slot; with kSoftmax, the weights of another come out meanwhile.
+  template <bool kSoftmax>
+  void score(SoftmaxState& state, const ScorePass& pass) noexcept {
+    if (kv_terms_ == 1) return score_tile<kSoftmax>(k_tiles_, terms_, state, pass);
+    if (!kSoftmax) return split_scores<0>(k_tiles_, terms_, state, pass);
+    pass.bend != nullptr ? split_scores<kSplit + kBent>(k_tiles_, terms_, state, pass)
+                         : split_scores<kSplit>(k_tiles_, terms_, state, pass);
+  }
 
   /// Scores of a token tile into the slot in turn, by themselves.
   float* score_alone(int index, int tile) noexcept {
-    ScorePass pass = score_of(index, tile, tile + 1);
+    ScorePass pass = score_of(index, tile, tile + step_tiles());
     pass.scores = slot(slot_);
     SoftmaxState unused;
-    score_tile<false>(k_tiles_, terms_, unused, pass);
+    score<false>(unused, pass);
     return pass.scores;
   }
 
   /// The same as logits in base 2, or as scores whose logits are theirs times `scale_`.
   const float* logits_alone(int index, int tile) noexcept {
     float* const scores = score_alone(index, tile);
-    if (!finish_logits(index, scores, tile)) bend_scores(bend_, nullptr, scores);
+    if (!finish_logits(index, scores, tile)) bend_step(scores, nullptr);
     return scores;
+  }
+
+  /// Highest score of each column of a tile, over the tokens of a step.
+  __m512 highest_score(const float* scores, int column_tile) const noexcept {
+    const int tokens = step_tiles() * kTileRows;
+    return highest_of(scores + column_tile * tokens * 16, tokens);
+  }
+
+  /// Raw scores of a step to logits, under the mask logits [tiles][4][16 tokens][16 columns] unless null.
+  void bend_step(float* scores, const __m512i* mask) noexcept {
+    for (int half = 0; half < step_tiles(); ++half) {
+      bend_scores(bend_, mask != nullptr ? mask + half * kColumnTiles * 16 : nullptr, scores, step_tiles() * kTileRows,
+                  half * kTileRows);
+    }
   }
 
   /// Scores and weights of tiles [tile, stop); the softmax of each overlaps with the scores of the one after it, that
   /// of the last with `next`.
   void weights_of_tiles(int index, SoftmaxState& state, int tile, int stop, const ScorePass& next) noexcept {
     if (!slot_is_scored_) score_alone(index, tile);
-    for (int t = tile; t < stop; ++t) {
+    const int step = step_tiles();
+    for (int t = tile; t < stop; t += step) {
       float* done = slot(slot_);
       const bool is_finished = finish_logits(index, done, t);
-      ScorePass pass = t + 1 < stop ? score_of(index, t + 1, t + 2) : next;
+      ScorePass pass = t + step < stop ? score_of(index, t + step, t + 2 * step) : next;
       slot_ ^= 1;
-      pass.scores = slot(slot_), pass.done_scores = done,
-      pass.bend = !is_finished     ? &bend_
-                  : kv_terms_ == 2 ? &unbent_
-                                   : nullptr;
+      pass.scores = slot(slot_), pass.done_scores = done, pass.bend = is_finished ? nullptr : &bend_;
       pass.weights = scratch_.weights + (t - tile) / 2 * kWeightBytes + (t - tile) % 2 * (kTileBytes / 2);
       if (pass.k.at != nullptr) {
         if (has_few_blocks()) prefetch_.step();
         if (const std::byte* lines = ahead_.take(ahead_lines_); lines != nullptr) pass.ahead = lines;
-        score_tile<true>(k_tiles_, terms_, state, pass);
+        score<true>(state, pass);
+      } else if (kv_terms_ == 2) {
+        split_softmax(state, done, pass.weights, pass.bend);
       } else {
-        softmax_slot(state, done, pass.weights, pass.bend, kv_terms_ == 2);
+        softmax_slot(state, done, pass.weights, pass.bend);
       }
     }
     slot_is_scored_ = next.k.at != nullptr;
   }
 
   /// Sets the maxima of columns that have none from their first tile with a visible key; 0 for this block if there is
-  /// none in it. True if it used the slots.
-  bool find_maxima(int index, SoftmaxState& state, int tile, int stop) noexcept {
+  /// none in it. Scores that it leaves in the slot are kept if they are those of the first step, and still raw.
+  void find_maxima(int index, SoftmaxState& state, int tile, int stop) noexcept {
     ColumnBlock& block = scratch_.blocks[index];
     const __m512 none = _mm512_set1_ps(kHiddenLogit);
+    const int step = step_tiles();
     for (int i = 0;; ++i) {
       __mmask16 missing[kColumnTiles], any = 0;
       for (int c = 0; c < kColumnTiles; ++c) {
         missing[c] = _mm512_cmp_ps_mask(_mm512_load_ps(block.max + c * 16), none, _CMP_EQ_OQ);
         any = static_cast<__mmask16>(any | missing[c]);
       }
-      if (any == 0 || i == stop - tile) {
+      if (any == 0 || tile + i * step == stop) {
         for (int c = 0; c < kColumnTiles; ++c) {
           state.max[c] = _mm512_mask_mov_ps(_mm512_load_ps(block.max + c * 16), missing[c], _mm512_setzero_ps());
         }
-        return i > 0;
+        if (i > 0) slot_is_scored_ = i == 1 && is_plain_;
+        return;
       }
-      const float* scores = logits_alone(index, is_backward_ ? stop - 1 - i : tile + i);
+      const float* scores = logits_alone(index, is_backward_ ? stop - (i + 1) * step : tile + i * step);
       for (int c = 0; c < kColumnTiles; ++c) {
-        const __m512 top = _mm512_mul_ps(highest_score(scores + c * kTileFloats), state.scale);
+        const __m512 top = _mm512_mul_ps(highest_score(scores, c), state.scale);
         const __mmask16 seen = _mm512_mask_cmp_ps_mask(missing[c], top, none, _CMP_GT_OQ);
         _mm512_mask_storeu_ps(block.max + c * 16, seen, top);
       }
@@ -393,10 +436,10 @@ class PrefillTask {
   void raise_maxima(int index, SoftmaxState& state, const SoftmaxState& saved, int tile, int stop) noexcept {
     __m512 top[kColumnTiles];
     for (int c = 0; c < kColumnTiles; ++c) top[c] = saved.max[c];
-    for (int t = tile; t < stop; ++t) {
+    for (int t = tile; t < stop; t += step_tiles()) {
       const float* scores = logits_alone(index, t);
       for (int c = 0; c < kColumnTiles; ++c) {
-        top[c] = _mm512_max_ps(top[c], _mm512_mul_ps(highest_score(scores + c * kTileFloats), saved.scale));
+        top[c] = _mm512_max_ps(top[c], _mm512_mul_ps(highest_score(scores, c), saved.scale));
       }
     }
     for (int c = 0; c < kColumnTiles; ++c) {
@@ -418,28 +461,43 @@ class PrefillTask {
   bool finish_logits(int index, float* scores, int tile) noexcept {
     const ColumnBlock& block = scratch_.blocks[index];
     const auto token = static_cast<std::int32_t>(chunk_) + tile * kTileRows;
-    __m512i mask[kColumnTiles * 16];
-    const bool is_masked = params_.mask_kind == MaskKind::kAdditive && mask_tiles(params_, task_, block, token, mask);
+    const int tokens = step_tiles() * kTileRows;
     if (!is_plain_) aim_bend(bend_, params_, block, token);
-    if (is_masked) bend_scores(bend_, mask, scores);
+    bool is_bent = params_.mask_kind == MaskKind::kAdditive && mask_step(block, scores, token);
     const bool has_bits = params_.mask_kind == MaskKind::kBool || params_.mask_kind == MaskKind::kBits;
-    if (!has_bits && token >= block.max_first && token + kTileRows <= block.min_end) return is_plain_ || is_masked;
-    __m512i seen[kColumnTiles], all = _mm512_set1_epi32(0xffff);
-    for (int c = 0; c < kColumnTiles; ++c) {
-      seen[c] = has_bits ? _mm512_and_si512(range_bits(block, c, token), mask_bits(params_, task_, block, c, token))
-                         : range_bits(block, c, token);
-      all = _mm512_and_si512(all, seen[c]);
-    }
-    if (_mm512_cmpneq_epi32_mask(all, _mm512_set1_epi32(0xffff)) == 0) return is_plain_ || is_masked;
-    const bool is_bent = is_masked || !hides_raw_;
-    if (is_bent && !is_masked) bend_scores(bend_, nullptr, scores);
-    for (int c = 0; c < kColumnTiles; ++c) {
-      for (int t = 0; t < kTileRows; ++t) {
-        const __mmask16 hidden = _mm512_testn_epi32_mask(seen[c], _mm512_set1_epi32(1 << t));
-        _mm512_mask_storeu_ps(scores + c * kTileFloats + t * 16, hidden, _mm512_set1_ps(kHiddenLogit));
+    if (!has_bits && token >= block.max_first && token + tokens <= block.min_end) return is_plain_ || is_bent;
+    for (int half = 0; half < step_tiles(); ++half) {
+      __m512i seen[kColumnTiles], all = _mm512_set1_epi32(0xffff);
+      const std::int32_t first = token + half * kTileRows;
+      for (int c = 0; c < kColumnTiles; ++c) {
+        seen[c] = range_bits(block, c, first);
+        if (has_bits && first < task_.kv_end)
+          seen[c] = _mm512_and_si512(seen[c], mask_bits(params_, task_, block, c, first));
+        all = _mm512_and_si512(all, seen[c]);
+      }
+      if (_mm512_cmpneq_epi32_mask(all, _mm512_set1_epi32(0xffff)) == 0) continue;
+      if (!is_bent && !hides_raw_) bend_step(scores, nullptr), is_bent = true;
+      for (int c = 0; c < kColumnTiles; ++c) {
+        for (int t = 0; t < kTileRows; ++t) {
+          const __mmask16 hidden = _mm512_testn_epi32_mask(seen[c], _mm512_set1_epi32(1 << t));
+          _mm512_mask_storeu_ps(scores + (c * tokens + half * kTileRows + t) * 16, hidden,
+                                _mm512_set1_ps(kHiddenLogit));
+        }
       }
     }
     return is_plain_ || is_bent;
+  }
+
+  /// Bends the scores of a step under an additive mask; false, and no more than that, if the mask changes nothing
+  /// there.
+  bool mask_step(const ColumnBlock& block, float* scores, std::int32_t token) noexcept {
+    __m512i mask[2 * kColumnTiles * 16];
+    bool is_masked = false;
+    for (int half = 0; half < step_tiles(); ++half) {
+      is_masked |= mask_tiles(params_, task_, block, token + half * kTileRows, mask + half * kColumnTiles * 16);
+    }
+    if (is_masked) bend_step(scores, mask);
+    return is_masked;
   }
 
   /// Divides by the sums and writes the rows, 16 columns at a time transposed back.
@@ -495,10 +553,9 @@ class PrefillTask {
   ChunkPrefetcher ahead_;   // of the next chunk, while many column blocks are computed over this one
   RowsAhead ahead_of_few_;  // the same while few are
   StreamPrefetcher<8> prefetch_;
-  Bend bend_;                      // of the token tile at hand, unless all is plain
-  const Bend unbent_ = no_bend();  // of scores that are logits already, beside split weights
-  int slot_ = 0;                   // score slot in turn
-  bool slot_is_scored_ = false;    // it holds the scores of the next tile
+  Bend bend_;                    // of the token tile at hand, unless all is plain
+  int slot_ = 0;                 // score slot in turn
+  bool slot_is_scored_ = false;  // it holds the scores of the next tile
 };
 
 }  // namespace

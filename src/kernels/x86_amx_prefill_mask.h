@@ -11,13 +11,6 @@ PAGEDKV_AMX_BEGIN
 namespace pagedkv::kernels::amx {
 namespace {
 
-/// Leaves scores as they are.
-[[maybe_unused]] Bend no_bend() noexcept {
-  Bend bend{};
-  bend.scale = _mm512_set1_ps(1.f);
-  return bend;
-}
-
 /// Soft cap and ALiBi of a block's columns, from `token` on.
 [[maybe_unused]] void aim_bend(Bend& bend, const AttendParams& params, const ColumnBlock& block,
                                std::int32_t token) noexcept {
@@ -34,11 +27,12 @@ namespace {
 }
 
 /// Raw scores to base-2 logits in place, under the mask logits [4][16 tokens][16 columns] unless null.
-[[maybe_unused]] void bend_scores(const Bend& bend, const __m512i* mask, float* scores) noexcept {
+[[maybe_unused]] void bend_scores(const Bend& bend, const __m512i* mask, float* scores, int tokens,
+                                  int first) noexcept {
   for (int c = 0; c < kColumnTiles; ++c) {
     for (int t = 0; t < kTileRows; ++t) {
-      float* const at = scores + c * kTileFloats + t * 16;
-      __m512 x = bend.apply(_mm512_load_ps(at), c, t);
+      float* const at = scores + (c * tokens + first + t) * 16;
+      __m512 x = bend.apply(_mm512_load_ps(at), c, first + t);
       if (mask != nullptr) x = add_mask(x, _mm512_castsi512_ps(mask[c * 16 + t]));
       _mm512_store_ps(at, x);
     }
@@ -97,7 +91,7 @@ PAGEDKV_AMX_INLINE __m512i range_bits(const ColumnBlock& block, int column_tile,
   __m512i any = _mm512_setzero_si512();
   for (int c = 0; c < kColumnTiles; ++c) mask_rows(params, task, block, c, token, to + c * 16);
   for (int i = 0; i < kBlockColumns; ++i) any = _mm512_or_si512(any, to[i]);
-  if (_mm512_test_epi32_mask(any, any) == 0) return false;
+  if (_mm512_test_epi32_mask(any, any) == 0) return false;  // zeros, transposed or not
   for (int c = 0; c < kColumnTiles; ++c) transpose16(to + c * 16);
   return true;
 }

@@ -88,10 +88,19 @@ class PackedChunk {
     return true;
   }
 
-  /// Elements [first, first + 32) of a row of `dim` as bf16, one of their terms.
-  PAGEDKV_AMX_INLINE __m512i piece(const std::byte* row, int first, int dim, int term) const noexcept {
+  /// Elements [first, first + 32) of a row of `dim` as bf16, or the first of their terms.
+  PAGEDKV_AMX_INLINE __m512i piece(const std::byte* row, int first, int dim) const noexcept {
     if (params_.kv_dtype == DType::bf16) return _mm512_maskz_loadu_epi16(first_lanes32(dim - first), row + 2 * first);
-    return kv_terms_ == 1 ? rounded_piece(row, DType::f16, first, dim) : exact_piece(row, DType::f16, first, dim, term);
+    return kv_terms_ == 1 ? rounded_piece(row, DType::f16, first, dim) : exact_piece(row, DType::f16, first, dim, 0);
+  }
+
+  /// Dims [first, first + 16) of two tokens as pairs of bf16, one of their terms.
+  PAGEDKV_AMX_INLINE static __m512i exact_pairs(const std::byte* even, const std::byte* odd, int first, int dim,
+                                                int term) noexcept {
+    const __mmask16 lanes = first_lanes16(dim - first);
+    __m512 x = load_floats(even + 2 * first, DType::f16, lanes), y = load_floats(odd + 2 * first, DType::f16, lanes);
+    if (term == 1) x = beyond_finite_bf16(x), y = beyond_finite_bf16(y);
+    return cut_to_bf16_pairs(x, y);
   }
 
   /// 16 rows of K to tiles of 32 dims.
@@ -102,9 +111,8 @@ class PackedChunk {
     for (int t = 0; t < kTileRows; ++t) {
       std::byte* to = tiles + t * kTileRowBytes;
       for (int i = 0; i < k_tiles_; ++i) {
-        for (int term = 0; term < kv_terms_; ++term, to += kTileBytes) {
-          _mm512_store_si512(to, piece(rows[t], i * 32, dim, term));
-        }
+        _mm512_store_si512(to, piece(rows[t], i * 32, dim)), to += kTileBytes;
+        if (kv_terms_ == 2) _mm512_store_si512(to, exact_piece(rows[t], DType::f16, i * 32, dim, 1)), to += kTileBytes;
       }
       ahead.emit(lines);
     }
@@ -134,11 +142,16 @@ class PackedChunk {
           _mm_prefetch(reinterpret_cast<const char*>(group.v[2 * pair + i] + d * 32 + 64), _MM_HINT_T0);
         }
         largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_add_epi16(even, even), _mm512_add_epi16(odd, odd)));
-        if (params_.kv_dtype == DType::f16) {
-          even = piece(group.v[2 * pair], d * 16, dim, term), odd = piece(group.v[2 * pair + 1], d * 16, dim, term);
+        if (kv_terms_ == 2) {
+          a[pair] = exact_pairs(group.v[2 * pair], group.v[2 * pair + 1], d * 16, dim, term);
+          b[pair] = exact_pairs(group.v[2 * pair], group.v[2 * pair + 1], d * 16 + 16, dim, term);
+        } else {
+          if (params_.kv_dtype == DType::f16) {
+            even = piece(group.v[2 * pair], d * 16, dim), odd = piece(group.v[2 * pair + 1], d * 16, dim);
+          }
+          a[pair] = _mm512_permutex2var_epi16(even, low, odd);
+          b[pair] = _mm512_permutex2var_epi16(even, high, odd);
         }
-        a[pair] = _mm512_permutex2var_epi16(even, low, odd);
-        b[pair] = _mm512_permutex2var_epi16(even, high, odd);
         ahead.emit(lines);
       }
       transpose16(a);

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/x86_amx_rows.h"
-#include "kernels/x86_amx_score.h"
+#include "kernels/x86_amx_split.h"
 
 #if defined(__x86_64__)
 PAGEDKV_AMX_BEGIN
@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kChunk = 512;  // tokens packed at a time: K and V 256 KiB at head_dim 128
 constexpr int kChunkTiles = kChunk / kTileRows;
-constexpr int kBlockTiles = kBlock / kTileRows;
 constexpr std::size_t kBlockBudget = 3u << 19;  // bytes of queries and sums that should stay in L2
 constexpr int kMaxBlocks = 32;
 constexpr int kFewBlocks = 4;  // column blocks that have fewer products of tiles than a chunk has lines to prefetch
@@ -84,15 +83,14 @@ struct PrefillScratch {
     const auto k_tiles = static_cast<std::size_t>(round_tiles(params.head_dim, 32));
     const auto d_tiles = 2 * static_cast<std::size_t>(round_tiles(params.v_head_dim, 32));
     const auto terms = static_cast<std::size_t>(query_terms(params));
-    const auto kv_terms = static_cast<std::size_t>(kv_terms_of(params)),
-               p_terms = is_exact(params) ? std::size_t{kSplitTerms} : 1;
+    const auto kv_terms = static_cast<std::size_t>(kv_terms_of(params));
     queries = take(base, num_blocks * kColumnTiles * terms * k_tiles * kTileBytes);
     sums = reinterpret_cast<float*>(take(base, num_blocks * d_tiles * kSlotFloats * 4));
     blocks = reinterpret_cast<ColumnBlock*>(take(base, num_blocks * sizeof(ColumnBlock)));
     k = take(base, kChunk / kTileRows * kv_terms * k_tiles * kTileBytes);
     values = take(base, kv_terms * kChunk / kGroupTokens * d_tiles * kTileBytes);
-    scores = reinterpret_cast<float*>(take(base, 2 * kSlotFloats * 4));
-    weights = take(base, p_terms * kWeightTermBytes);
+    scores = reinterpret_cast<float*>(take(base, 2 * kv_terms * kSlotFloats * 4));
+    weights = take(base, is_exact(params) ? kSplitTerms * kSplitTermBytes : kWeightTermBytes);
     zero_row = take(base, std::max(k_tiles, d_tiles / 2) * kTileRowBytes);
   }
 

@@ -17,7 +17,6 @@ inline constexpr int kWeightBytes = kColumnTiles * kTileBytes;  ///< Weights of 
 inline constexpr int kBlock = 256;       ///< Tokens between scores and sums: weights 32 KiB, in L1.
 inline constexpr int kGroupTokens = 32;  ///< Depth of a V tile.
 inline constexpr int kWeightTermBytes = kBlock / kGroupTokens * kWeightBytes;
-inline constexpr int kSplitTerms = 3;            ///< bf16 terms of a weight that is to keep all of its bits.
 inline constexpr int kUnits = kColumnTiles * 8;  ///< Softmax units of a slot: 2 tokens x 16 columns.
 
 /// Softmax of a column block. The maximum is fixed before a block of tokens; an overflowing sum tells that it was low.
@@ -27,10 +26,10 @@ struct SoftmaxState {
   __m512 scale;  ///< Scores to base-2 logits; 1 if they are logits already.
 };
 
-/// Highest of 16 tokens, column by column.
-PAGEDKV_AMX_INLINE __m512 highest_score(const float* scores) noexcept {
+/// Highest of `tokens` tokens, column by column.
+PAGEDKV_AMX_INLINE __m512 highest_of(const float* scores, int tokens) noexcept {
   __m512 top = _mm512_load_ps(scores);
-  for (int t = 1; t < kTileRows; ++t) top = _mm512_max_ps(top, _mm512_load_ps(scores + t * 16));
+  for (int t = 1; t < tokens; ++t) top = _mm512_max_ps(top, _mm512_load_ps(scores + t * 16));
   return top;
 }
 
@@ -64,7 +63,7 @@ struct Bend {
   }
 };
 
-/// Forms of the softmax: with soft cap or ALiBi on the way, and with weights in kSplitTerms terms.
+/// Forms of the softmax: with soft cap or ALiBi on the way, and with weights in several terms (x86_amx_split.h).
 inline constexpr int kBent = 1, kSplit = 2;
 
 /// Two tokens of one column tile: w = 2^(score * scale - max), summed in f32 and stored as bf16 pairs (the B operand).
@@ -81,27 +80,10 @@ PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, s
   }
   const __m512 logit0 = _mm512_fmsub_ps(score0, state.scale, state.max[kTile]);
   const __m512 logit1 = _mm512_fmsub_ps(score1, state.scale, state.max[kTile]);
-  constexpr bool kIsSplit = (kForm & kSplit) != 0;
-  const __m512 even = kIsSplit ? exp2_exact(logit0) : exp2_fast(logit0);
-  const __m512 odd = kIsSplit ? exp2_exact(logit1) : exp2_fast_by_adds(logit1);
+  const __m512 even = exp2_fast(logit0), odd = exp2_fast_by_adds(logit1);
   state.sum[kTile] = _mm512_add_ps(_mm512_add_ps(state.sum[kTile], even), odd);
   asm volatile("" : "+v"(state.sum[kTile]));  // now: g++ puts all sums off to the end, spilling every weight till then
   std::byte* const to = weights + kTile * kTileBytes + kPair * kTileRowBytes;
-  if constexpr (kIsSplit) {
-    __m512i left0 = _mm512_castps_si512(even), left1 = _mm512_castps_si512(odd);
-    const __m512i cut = _mm512_set1_epi32(~0xffff);
-    for (int term = 0; term < kSplitTerms; ++term) {
-      // Upper halves of both: left0 >> 16 | (left1 & cut). A shuffle of words would be three operations.
-      _mm512_store_si512(to + term * kWeightTermBytes,
-                         _mm512_ternarylogic_epi32(_mm512_srli_epi32(left0, 16), left1, cut, 0xf8));
-      const auto rest = [&](__m512i x) {
-        return _mm512_castps_si512(
-            _mm512_sub_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(_mm512_and_si512(x, cut))));
-      };
-      left0 = rest(left0), left1 = rest(left1);
-    }
-    return;
-  }
   // Upper halves of both, rounded to nearest: two additions and a shuffle; vcvtne2ps2bf16 costs two cycles of port 0.
   const __m512i upper = _mm512_set_epi16(63, 31, 61, 29, 59, 27, 57, 25, 55, 23, 53, 21, 51, 19, 49, 17, 47, 15, 45, 13,
                                          43, 11, 41, 9, 39, 7, 37, 5, 35, 3, 33, 1);
@@ -137,7 +119,6 @@ struct ScorePass {
   const float* done_scores;                ///< Slot that the softmax reads.
   const Bend* bend;                        ///< Of the scores in that slot, or null if they need none any more.
   std::byte* weights;
-  int k_terms;             ///< bf16 terms of K, side by side; 2: scores are bent, weights in kSplitTerms terms.
   const std::byte* ahead;  ///< Lines of the next chunk to prefetch into L2: one a product.
 };
 
@@ -145,12 +126,11 @@ struct ScorePass {
 /// [kFirst, kLast). K stays in tmm4..7, queries stream through tmm2 and 3, each used for all terms of its K tile; sums
 /// alternate between tmm0 and 1 and are stored in the middle of the next chain: stores in a burst would each wait for
 /// their chain, 20 % of the rate.
-template <int kTiles, int kKeyTerms, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast, int kStep = 0>
+template <int kTiles, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast, int kStep = 0>
 PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) noexcept {
-  constexpr int kKeyTiles = kTiles * kKeyTerms, kChain = kKeyTiles * kTerms;
+  constexpr int kChain = kTiles * kTerms, kSteps = kChain * kColumnTiles;
   constexpr int kColumnTile = kStep / kChain, kAcc = kColumnTile % 2, kLink = kStep % kChain;
-  constexpr int kTerm = kLink / kKeyTiles, kKeyTile = kLink % kKeyTiles, kTile = kKeyTile / kKeyTerms;
-  constexpr int kSteps = kChain * kColumnTiles, kQueries = 2 + kStep / kKeyTerms % 2;
+  constexpr int kTerm = kLink / kTiles, kTile = kLink % kTiles, kQueries = 2 + kStep % 2;
   if constexpr (kLink == 0) {
     if constexpr (kFromZero) {
       tile_zero<kAcc>();
@@ -158,16 +138,14 @@ PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) 
       tile_load<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
     }
   }
-  if constexpr (kKeyTile % kKeyTerms == 0) {
-    tile_load<kQueries>(pass.queries + kColumnTile * pass.query_stride + kTerm * pass.term_stride + kTile * kTileBytes,
-                        kTileRowBytes);
-  }
-  tile_dot<kAcc, 4 + kKeyTile, kQueries>();
+  tile_load<kQueries>(pass.queries + kColumnTile * pass.query_stride + kTerm * pass.term_stride + kTile * kTileBytes,
+                      kTileRowBytes);
+  tile_dot<kAcc, 4 + kTile, kQueries>();
   if constexpr (kColumnTile > 0 && kLink == (kChain > 1 ? 1 : 0)) {
     tile_store<1 - kAcc>(pass.scores + (kColumnTile - 1) * kTileFloats, kTileRowBytes);
   }
   if constexpr (kTerm == 0) {
-    constexpr int kPart = kColumnTile * kKeyTiles + kKeyTile;
+    constexpr int kPart = kColumnTile * kTiles + kTile;
     for (int line = 0; line < 4; ++line) {  // 7-11 % against loading cold tiles; all at once loses more than it gains
       _mm_prefetch(reinterpret_cast<const char*>(pass.k_next) + (kPart * 4 + line) * 64, _MM_HINT_T0);
     }
@@ -177,72 +155,59 @@ PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) 
   softmax_units<kFirst + (kLast - kFirst) * kStep / kSteps, kFirst + (kLast - kFirst) * (kStep + 1) / kSteps, kForm>(
       state, pass.done_scores, pass.weights, pass.bend);
   if constexpr (kStep + 1 < kSteps) {
-    score_steps<kTiles, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast, kStep + 1>(state, pass);
+    score_steps<kTiles, kTerms, kFromZero, kForm, kFirst, kLast, kStep + 1>(state, pass);
   } else {
     tile_store<kAcc>(pass.scores + kColumnTile * kTileFloats, kTileRowBytes);
   }
 }
 
-template <int kTiles, int kKeyTerms, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
+template <int kTiles, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
 __attribute__((noinline)) void score_pass(SoftmaxState& state, const ScorePass& pass) noexcept {
   SoftmaxState local = state;
   const KeyTile& k = pass.k;
-  constexpr int kKeyTiles = kTiles * kKeyTerms;
   tile_load<4>(k.at, k.row_bytes);
-  if constexpr (kKeyTiles > 1) tile_load<5>(k.at + k.tile_bytes, k.row_bytes);
-  if constexpr (kKeyTiles > 2) tile_load<6>(k.at + 2 * k.tile_bytes, k.row_bytes);
-  if constexpr (kKeyTiles > 3) tile_load<7>(k.at + 3 * k.tile_bytes, k.row_bytes);
-  score_steps<kTiles, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(local, pass);
+  if constexpr (kTiles > 1) tile_load<5>(k.at + k.tile_bytes, k.row_bytes);
+  if constexpr (kTiles > 2) tile_load<6>(k.at + 2 * k.tile_bytes, k.row_bytes);
+  if constexpr (kTiles > 3) tile_load<7>(k.at + 3 * k.tile_bytes, k.row_bytes);
+  score_steps<kTiles, kTerms, kFromZero, kForm, kFirst, kLast>(local, pass);
   state = local;
 }
 
-/// The pass over `num_tiles` K tiles (1..4, of two terms 1..2) and kTerms terms of the queries.
-template <int kKeyTerms, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
+/// The pass over `num_tiles` (1..4) K tiles and kTerms terms of the queries.
+template <int kTerms, bool kFromZero, int kForm, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass_of(int num_tiles, SoftmaxState& state, const ScorePass& pass) noexcept {
-  if (num_tiles == 1) return score_pass<1, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
-  if constexpr (kKeyTerms == 1) {
-    if (num_tiles == 3) return score_pass<3, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
-    if (num_tiles == 4) return score_pass<4, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
-  }
-  score_pass<2, kKeyTerms, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+  if (num_tiles == 1) return score_pass<1, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+  if (num_tiles == 2) return score_pass<2, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+  if (num_tiles == 3) return score_pass<3, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
+  score_pass<4, kTerms, kFromZero, kForm, kFirst, kLast>(state, pass);
 }
-template <int kKeyTerms, bool kFromZero, int kForm, int kFirst, int kLast>
+template <bool kFromZero, int kForm, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass_of(int num_tiles, int num_terms, SoftmaxState& state,
                                       const ScorePass& pass) noexcept {
-  if (num_terms == 1) return score_pass_of<kKeyTerms, 1, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
-  if constexpr (kKeyTerms == 2) {  // queries have three terms beside keys of two alone
-    if (num_terms == 3) return score_pass_of<kKeyTerms, 3, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
-  }
-  score_pass_of<kKeyTerms, 2, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
+  if (num_terms == 1) return score_pass_of<1, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
+  score_pass_of<2, kFromZero, kForm, kFirst, kLast>(num_tiles, state, pass);
 }
 template <bool kFromZero, int kFirst, int kLast>
 PAGEDKV_AMX_INLINE void score_pass(int num_tiles, int num_terms, SoftmaxState& state, const ScorePass& pass) noexcept {
-  constexpr bool kSoftmax = kFirst < kLast;
-  if (pass.k_terms == 2) {
-    constexpr int kForm = kSoftmax ? kBent + kSplit : 0;
-    return score_pass_of<2, kFromZero, kForm, kFirst, kLast>(num_tiles, num_terms, state, pass);
+  if constexpr (kFirst < kLast) {
+    if (pass.bend != nullptr) return score_pass_of<kFromZero, kBent, kFirst, kLast>(num_tiles, num_terms, state, pass);
   }
-  if constexpr (kSoftmax) {
-    if (pass.bend != nullptr)
-      return score_pass_of<1, kFromZero, kBent, kFirst, kLast>(num_tiles, num_terms, state, pass);
-  }
-  score_pass_of<1, kFromZero, 0, kFirst, kLast>(num_tiles, num_terms, state, pass);
+  score_pass_of<kFromZero, 0, kFirst, kLast>(num_tiles, num_terms, state, pass);
 }
 
-/// Scores of one token tile over all `num_tiles` K tiles (a pass over as many as stay in four registers with their
-/// terms) and all terms of the queries, in one chain of products. If kSoftmax, the weights of the tile before come out
-/// during the first and the last pass.
+/// Scores of one token tile over all `num_tiles` K tiles (a pass over as many as stay in four registers) and all terms
+/// of the queries, in one chain of products. If kSoftmax, the weights of the tile before come out during the first and
+/// the last pass.
 template <bool kSoftmax>
 void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePass& tile) noexcept {
-  constexpr int kAll = kSoftmax ? kUnits : 0, kHalf = kAll / 2;
-  const int tiles_a_pass = 4 / tile.k_terms, num_passes = (num_tiles + tiles_a_pass - 1) / tiles_a_pass;
+  constexpr int kAll = kSoftmax ? kUnits : 0, kHalf = kAll / 2, kMost = 4;
+  const int num_passes = (num_tiles + kMost - 1) / kMost;
   ScorePass pass = tile;
   pass.term_stride = num_tiles * kTileBytes;
   if (num_passes == 1) return score_pass<true, 0, kAll>(num_tiles, num_terms, state, pass);
   for (int i = 0; i < num_passes; ++i) {
-    const int first = i * tiles_a_pass, count = num_tiles - first < tiles_a_pass ? num_tiles - first : tiles_a_pass;
-    const int k_tile = first * tile.k_terms;
-    pass.k.at = tile.k.at + k_tile * tile.k.tile_bytes, pass.k_next = tile.k_next + k_tile * kTileBytes;
+    const int first = i * kMost, count = num_tiles - first < kMost ? num_tiles - first : kMost;
+    pass.k.at = tile.k.at + first * tile.k.tile_bytes, pass.k_next = tile.k_next + first * kTileBytes;
     pass.queries = tile.queries + first * kTileBytes;
     if (i == 0) {
       score_pass<true, 0, kHalf>(count, num_terms, state, pass);
@@ -255,12 +220,10 @@ void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePa
 }
 
 /// The softmax of a slot alone.
-[[maybe_unused]] void softmax_slot(SoftmaxState& state, const float* scores, std::byte* weights, const Bend* bend,
-                                   bool is_split) noexcept {
+[[maybe_unused]] void softmax_slot(SoftmaxState& state, const float* scores, std::byte* weights,
+                                   const Bend* bend) noexcept {
   SoftmaxState local = state;
-  if (is_split) {
-    softmax_units<0, kUnits, kBent + kSplit>(local, scores, weights, bend);
-  } else if (bend != nullptr) {
+  if (bend != nullptr) {
     softmax_units<0, kUnits, kBent>(local, scores, weights, bend);
   } else {
     softmax_units<0, kUnits, 0>(local, scores, weights, bend);
@@ -268,31 +231,24 @@ void score_tile(int num_tiles, int num_terms, SoftmaxState& state, const ScorePa
   state = local;
 }
 
-/// Tile product number kStep of V tiles in tmm4..7 and weights; each weight is loaded once for all terms of its V tile.
-template <int kTiles, int kTerms, bool kFromZero, int kStep = 0>
+/// Tile product number kStep of V tiles in tmm4..7 and weights.
+template <int kTiles, bool kFromZero, int kStep = 0>
 PAGEDKV_AMX_INLINE void weigh_steps(const std::byte* weights, float* sums) noexcept {
-  constexpr int kWeightTerms = kTerms == 1 ? 1 : kSplitTerms, kProducts = kTerms * kWeightTerms - (kTerms - 1);
-  constexpr int kChain = kTiles * kProducts, kColumnTile = kStep / kChain, kAcc = kColumnTile % 2;
-  constexpr int kLink = kStep % kChain, kTile = kLink / kProducts;
-  constexpr int kWeightTerm = kLink % kProducts / kTerms, kTerm = kLink % kProducts % kTerms;
-  constexpr int kWeights = 2 + (kStep / kProducts * kWeightTerms + kWeightTerm) % 2;
-  if constexpr (kLink == 0) {
+  constexpr int kColumnTile = kStep / kTiles, kAcc = kColumnTile % 2, kTile = kStep % kTiles, kWeights = 2 + kStep % 2;
+  if constexpr (kTile == 0) {
     if constexpr (kFromZero) {
       tile_zero<kAcc>();
     } else {
       tile_load<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
     }
   }
-  if constexpr (kTerm == 0) {
-    tile_load<kWeights>(weights + kWeightTerm * kWeightTermBytes + kTile * kWeightBytes + kColumnTile * kTileBytes,
-                        kTileRowBytes);
-  }
-  tile_dot<kAcc, 4 + kTile * kTerms + kTerm, kWeights>();
-  if constexpr (kColumnTile > 0 && kLink == (kChain > 1 ? 1 : 0)) {
+  tile_load<kWeights>(weights + kTile * kWeightBytes + kColumnTile * kTileBytes, kTileRowBytes);
+  tile_dot<kAcc, 4 + kTile, kWeights>();
+  if constexpr (kColumnTile > 0 && kTile == (kTiles > 1 ? 1 : 0)) {
     tile_store<1 - kAcc>(sums + (kColumnTile - 1) * kTileFloats, kTileRowBytes);
   }
-  if constexpr (kStep + 1 < kChain * kColumnTiles) {
-    weigh_steps<kTiles, kTerms, kFromZero, kStep + 1>(weights, sums);
+  if constexpr (kStep + 1 < kTiles * kColumnTiles) {
+    weigh_steps<kTiles, kFromZero, kStep + 1>(weights, sums);
   } else {
     tile_store<kAcc>(sums + kColumnTile * kTileFloats, kTileRowBytes);
   }
@@ -302,33 +258,25 @@ PAGEDKV_AMX_INLINE void weigh_steps(const std::byte* weights, float* sums) noexc
 inline constexpr std::int64_t kValueStride = 4 * kTileBytes;
 
 /// sums [d tile][4][16][16] += V^T weights over kTiles k tiles of 32 tokens, or = if kFromZero: V tiles of one d tile
-/// stay in tmm4..7 with their kTerms terms, `term_bytes` apart; weights (1 term, or kSplitTerms beside 2 of V) stream
-/// through tmm2 and 3, those of a pass stay in L1; sums are stored one chain late. The product of the lowest terms is
-/// left out: it is less than 2^-21 of the whole, since a second term is below 2^-7 of its number, and a third below
-/// 2^-14.
-template <int kTiles, int kTerms, bool kFromZero>
-void weigh(const std::byte* values, std::int64_t term_bytes, const std::byte* weights, float* sums,
-           int num_d_tiles) noexcept {
-  const auto at = [&](int i) { return values + i / kTerms * kTileBytes + i % kTerms * term_bytes; };
+/// stay in tmm4..7, weights stream through tmm2 and 3, those of a pass stay in L1; sums are stored one chain late.
+template <int kTiles, bool kFromZero>
+void weigh(const std::byte* values, const std::byte* weights, float* sums, int num_d_tiles) noexcept {
   for (int d = 0; d < num_d_tiles; ++d, values += kValueStride, sums += kSlotFloats) {
-    tile_load<4>(at(0), kTileRowBytes);
-    if constexpr (kTiles * kTerms > 1) tile_load<5>(at(1), kTileRowBytes);
-    if constexpr (kTiles * kTerms > 2) tile_load<6>(at(2), kTileRowBytes);
-    if constexpr (kTiles * kTerms > 3) tile_load<7>(at(3), kTileRowBytes);
-    weigh_steps<kTiles, kTerms, kFromZero>(weights, sums);
+    tile_load<4>(values, kTileRowBytes);
+    if constexpr (kTiles > 1) tile_load<5>(values + kTileBytes, kTileRowBytes);
+    if constexpr (kTiles > 2) tile_load<6>(values + 2 * kTileBytes, kTileRowBytes);
+    if constexpr (kTiles > 3) tile_load<7>(values + 3 * kTileBytes, kTileRowBytes);
+    weigh_steps<kTiles, kFromZero>(weights, sums);
   }
 }
 
-/// The same for `count` (1..4) k tiles of one term, or (1..2) of two.
-template <int kTerms, bool kFromZero>
-void weigh(int count, const std::byte* values, std::int64_t term_bytes, const std::byte* weights, float* sums,
-           int num_d_tiles) noexcept {
-  if (count == 1) return weigh<1, kTerms, kFromZero>(values, term_bytes, weights, sums, num_d_tiles);
-  if constexpr (kTerms == 1) {
-    if (count == 3) return weigh<3, kTerms, kFromZero>(values, term_bytes, weights, sums, num_d_tiles);
-    if (count == 4) return weigh<4, kTerms, kFromZero>(values, term_bytes, weights, sums, num_d_tiles);
-  }
-  weigh<2, kTerms, kFromZero>(values, term_bytes, weights, sums, num_d_tiles);
+/// The same for `count` (1..4) k tiles.
+template <bool kFromZero>
+void weigh_values(int count, const std::byte* values, const std::byte* weights, float* sums, int num_d_tiles) noexcept {
+  if (count == 1) return weigh<1, kFromZero>(values, weights, sums, num_d_tiles);
+  if (count == 2) return weigh<2, kFromZero>(values, weights, sums, num_d_tiles);
+  if (count == 3) return weigh<3, kFromZero>(values, weights, sums, num_d_tiles);
+  weigh<4, kFromZero>(values, weights, sums, num_d_tiles);
 }
 
 }  // namespace

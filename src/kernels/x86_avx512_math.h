@@ -163,6 +163,21 @@ PAGEDKV_AMX_INLINE __m512 beyond_bf16(__m512 x) noexcept {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(rest, rest, _CMP_ORD_Q), rest);
 }
 
+/// The same of a finite x.
+PAGEDKV_AMX_INLINE __m512 beyond_finite_bf16(__m512 x) noexcept {
+  const __m512i cut = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(~0xffff));
+  return _mm512_sub_ps(x, _mm512_castsi512_ps(cut));
+}
+
+/// Two vectors of f32 to pairs of bf16, cut off: `even` in elements 0, 2, .., `odd` in 1, 3, ... One operation, on the
+/// port that AMX leaves free.
+PAGEDKV_AMX_INLINE __m512i cut_to_bf16_pairs(__m512 even, __m512 odd) noexcept {
+  const __m512i upper =
+      _mm512_set4_epi32(static_cast<int>(0x80800f0eu), static_cast<int>(0x80800b0au), static_cast<int>(0x80800706u),
+                        static_cast<int>(0x80800302u));  // bytes 2 and 3 of each dword to 0 and 1
+  return _mm512_mask_shuffle_epi8(_mm512_castps_si512(odd), 0x3333333333333333, _mm512_castps_si512(even), upper);
+}
+
 /// Two vectors of f32 to bf16, cut off: `low` in elements 0..15, `high` in 16..31.
 PAGEDKV_AMX_INLINE __m512i cut_to_bf16(__m512 low, __m512 high) noexcept {
   const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
