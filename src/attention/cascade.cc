@@ -10,14 +10,15 @@ namespace {
 
 // Whether sequences may share parts: those that every row sees whole.
 bool may_share(const PlannedBatch& batch) noexcept {
-  return batch.config.cascade && batch.params.window_left < 0 && batch.params.mask_kind == MaskKind::kNone;
+  return batch.config.cascade && batch.params.mask_kind == MaskKind::kNone;
 }
 
-// Leading parts of a sequence that all of its rows see whole.
+// Leading parts of a sequence behind which no row sees a part whole. Beside a window the part of the last key is not
+// among them: learned sinks and sink tokens need a part of the sequence's own.
 std::int64_t whole_parts(const kernels::AttendParams& params, const SequenceView& view) noexcept {
   if (view.q_len == 0 || view.q_len > kFewRows) return 0;
   const std::int64_t keys = params.causal ? std::min(view.kv_len, view.q_start + 1) : view.kv_len;
-  return std::max<std::int64_t>(0, keys) / kPartKeys;
+  return std::max<std::int64_t>(0, params.window_left < 0 ? keys : keys - 1) / kPartKeys;
 }
 
 // Pages that hold those parts.
@@ -32,11 +33,13 @@ std::int64_t common_parts(const PlannedBatch& batch, std::size_t a, std::size_t 
   return pages * std::int64_t{batch.config.page_size} / kPartKeys;
 }
 
-// Lists the rows of a run behind those listed before, and says how many.
-std::int32_t list_rows(Schedule& schedule, const PlannedBatch& batch, std::span<const std::uint32_t> run) {
+// Lists the rows of those of a run that see keys from `begin` on, behind the rows listed before, and says how many.
+std::int32_t list_rows(Schedule& schedule, const PlannedBatch& batch, std::span<const std::uint32_t> run,
+                       std::int64_t begin) {
   const std::size_t first_listed = schedule.shared_rows.size();
   for (const std::uint32_t index : run) {
     const SequenceView sequence = batch.sequence(index);
+    if (seen_from(batch.params, sequence) > begin) continue;
     for (std::int64_t row = 0; row < sequence.q_len; ++row) {
       schedule.shared_rows.push_back(static_cast<std::int32_t>(sequence.first_row + row));
       schedule.shared_positions.push_back(sequence.q_start + row);
@@ -51,11 +54,11 @@ std::int64_t shared_part_keys(std::int64_t num_rows) noexcept {
   return num_rows <= kFewRows ? kPartKeys : 2 * kPartKeys;
 }
 
-// Adds the units of what the sequences order[first] .. order[shared.end_of_run - 1] share.
+// Adds the units of what those of the sequences order[first] .. order[shared.end_of_run - 1] share that see all of it.
 void add_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t first, SharedKeys shared) {
   const auto run = std::span(schedule.order).subspan(first, shared.end_of_run - first);
   const auto first_listed = static_cast<std::int32_t>(schedule.shared_rows.size());
-  const std::int32_t num_rows = list_rows(schedule, batch, run);
+  const std::int32_t num_rows = list_rows(schedule, batch, run, shared.begin);
   const std::int64_t part_keys = shared_part_keys(num_rows);
   const auto num_parts = static_cast<std::size_t>((shared.end - shared.begin + part_keys - 1) / part_keys);
   shared.states = add_states(schedule, batch.params, num_rows, num_parts);
@@ -70,6 +73,7 @@ void add_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t first
            .page_table = batch.page_table(run[0]),
            .kv_begin = begin,
            .kv_end = end,
+           .is_windowed = false,
            .is_first = begin == 0,
            .first_pos = end,  // every row sees every key
            .num_rows = std::min(kernel->max_rows, num_rows - row),
@@ -86,7 +90,30 @@ void add_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t first
   schedule.shared.push_back(shared);
 }
 
+// Adds what the sequences order[first] .. order[run.end_of_run - 1], whose pages are the same there, share of run.begin
+// .. run.end. Where windows begin, fewer of them see the keys before: two at least share what both see.
+void add_run(Schedule& schedule, const PlannedBatch& batch, std::size_t first, SharedKeys run) {
+  for (SharedKeys piece = run; piece.begin < run.end; piece.begin = piece.end) {
+    std::size_t num_members = 0;
+    piece.end = run.end;
+    for (std::size_t i = first; i < run.end_of_run; ++i) {
+      const std::int64_t from = seen_from(batch.params, batch.sequence(schedule.order[i]));
+      if (from <= piece.begin) ++num_members;
+      if (from > piece.begin) piece.end = std::min(piece.end, from);
+    }
+    if (num_members > 1) add_shared(schedule, batch, first, piece);
+  }
+  const bool is_open = !schedule.shared.empty() && schedule.shared.back().end == run.end;
+  if (!is_open) schedule.shared.push_back({.end_of_run = run.end_of_run, .begin = run.end, .end = run.end});
+}
+
 }  // namespace
+
+std::int64_t seen_from(const kernels::AttendParams& params, const SequenceView& view) noexcept {
+  const std::int64_t last_window = params.window_left < 0 ? 0 : view.q_start + view.q_len - 1 - params.window_left;
+  if (last_window <= std::int64_t{params.sink_tokens}) return 0;
+  return (last_window + kPartKeys - 1) / kPartKeys * kPartKeys;
+}
 
 void find_order(Schedule& schedule, const PlannedBatch& batch) {
   schedule.order.resize(num_sequences(batch.batch));
@@ -113,7 +140,7 @@ void open_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t firs
       end = std::min(end, schedule.common[end_of_run] * kPartKeys);
     }
     if (end_of_run == first + 1) return;
-    add_shared(schedule, batch, first, {.end_of_run = end_of_run, .begin = begin, .end = end});
+    add_run(schedule, batch, first, {.end_of_run = end_of_run, .begin = begin, .end = end});
   }
 }
 

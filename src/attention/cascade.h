@@ -8,6 +8,10 @@
 
 namespace pagedkv::attention {
 
+/// The key, begin of a part, from which on no window hides keys from the rows of a sequence. What lies before is shared
+/// by nobody who does not see all of it.
+std::int64_t seen_from(const kernels::AttendParams& params, const SequenceView& view) noexcept;
+
 /// Puts the sequences of a batch in schedule.order, by their page ids if cascade is on, and finds what neighbours have
 /// in common. Pages are compared, so a page table that repeats another's ids shares them. May throw std::bad_alloc.
 ///

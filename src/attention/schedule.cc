@@ -59,10 +59,11 @@ void add_own(Schedule& schedule, const kernels::AttendParams& params, Unit& unit
   }
 }
 
-// Adds the unit, cut at multiples of `split`, but for the keys that its rows share.
-void add_parts(Schedule& schedule, const kernels::AttendParams& params, Unit unit, std::int64_t split) {
+// Adds the unit, cut at multiples of `split`, but for the keys that its rows, which see all from `seen` on, share.
+void add_parts(Schedule& schedule, const kernels::AttendParams& params, Unit unit, std::int64_t split,
+               std::int64_t seen) {
   const KeyRange keys = {unit.kv_begin, unit.kv_end};
-  if (schedule.shared.empty() && (keys.begin >= keys.end || keys.begin / split == (keys.end - 1) / split)) {
+  if (keys.begin >= keys.end || (schedule.shared.empty() && keys.begin / split == (keys.end - 1) / split)) {
     schedule.units.push_back(unit);
     return;
   }
@@ -72,11 +73,12 @@ void add_parts(Schedule& schedule, const kernels::AttendParams& params, Unit uni
   unit.num_merges = 1;
   std::int64_t begin = keys.begin;
   for (SharedKeys& shared : schedule.shared) {
+    merge.num_units += static_cast<std::int32_t>(shared.num_units);  // they count down all merges of the run
+    if (shared.begin < seen || shared.begin == shared.end) continue;
     add_own(schedule, params, unit, {begin, shared.begin}, split);
     schedule.states.push_back(shared.states);
     shared.states.first += static_cast<std::size_t>(unit.num_rows) * params.group;  // of the rows that follow
-    merge.num_units += static_cast<std::int32_t>(shared.num_units);
-    unit.is_first = false;
+    unit.is_first = unit.is_first && shared.begin > 0;
     begin = shared.end;
   }
   add_own(schedule, params, unit, {begin, keys.end}, split);
@@ -106,8 +108,9 @@ void add_sequence(Schedule& schedule, const PlannedBatch& batch, std::size_t ind
   const kernels::AttendKernel* const kernel = kernels::select_attend(batch.target, params, sequence.q_len);
   const KeyRange all = visible_keys(params, sequence.kv_len, sequence.q_start, sequence.q_len);
   schedule.kv_keys += static_cast<std::uint64_t>(all.end - all.begin + sinks_before(params, all));
+  const std::int64_t seen = seen_from(params, sequence);
   for (const SharedKeys& shared : schedule.shared) {
-    schedule.kv_keys -= static_cast<std::uint64_t>(shared.end - shared.begin);
+    if (shared.begin >= seen) schedule.kv_keys -= static_cast<std::uint64_t>(shared.end - shared.begin);
   }
   schedule.pairs += visible_pairs(params, sequence);
   std::int32_t tallest = 0;
@@ -126,7 +129,7 @@ void add_sequence(Schedule& schedule, const PlannedBatch& batch, std::size_t ind
     if (unit.sink_end > 0) {
       schedule.sink_states = std::max(schedule.sink_states, static_cast<std::size_t>(rows) * params.group);
     }
-    add_parts(schedule, params, unit, split_keys(sequence.q_len));
+    add_parts(schedule, params, unit, split_keys(sequence.q_len), seen);
     row += rows;
   }
   schedule.scratch_bytes = std::max(schedule.scratch_bytes, kernel->scratch_bytes(params, tallest));

@@ -75,7 +75,8 @@ struct Merge {
   std::size_t first_states = 0, num_states = 0;  ///< Of Schedule::states, in the order of the keys.
 };
 
-/// Keys that a run of sequences reads once.
+/// Keys that a run of sequences reads once, or those of them for which no window hides any; none (begin == end) where
+/// windows leave nothing to share.
 struct SharedKeys {
   std::size_t end_of_run = 0;       ///< The sequences are those of Schedule::order up to here.
   std::int64_t begin = 0, end = 0;  ///< Multiples of kPartKeys.

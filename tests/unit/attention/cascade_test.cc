@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -35,7 +36,7 @@ class Cascade : public ::testing::Test {
                             .kv_dtype = DType::f32,
                             .cascade = true};
   std::vector<Member> members;
-  std::vector<std::int32_t> qo_indptr, kv_indptr, kv_indices, last;
+  std::vector<std::int32_t> qo_indptr, kv_indptr, kv_indices, last, q_start;
   std::int32_t num_pages = 0;
 
   std::vector<std::int32_t> new_pages(std::int32_t count) {
@@ -80,7 +81,11 @@ class Cascade : public ::testing::Test {
       qo_indptr.push_back(qo_indptr.back() + members[i].q_len);
       last.push_back(members[i].last_page_len);
     }
-    return {.qo_indptr = qo_indptr, .kv_indptr = kv_indptr, .kv_indices = kv_indices, .kv_last_page_len = last};
+    return {.qo_indptr = qo_indptr,
+            .kv_indptr = kv_indptr,
+            .kv_indices = kv_indices,
+            .kv_last_page_len = last,
+            .q_start = q_start};
   }
 
   /// Keys that a plan reads.
@@ -169,7 +174,7 @@ TEST_F(Cascade, ReadsSharedPagesOnceWhereverTheirSequencesStand) {
   EXPECT_EQ(keys(), 9 * kPart + 6 * 10);
   config.cascade = true;
   config.variant.window_left = 5000;
-  EXPECT_EQ(keys(), 9 * kPart + 6 * 10) << "a window may hide shared keys from some rows";
+  EXPECT_EQ(keys(), 5 * kPart + 6 * 10) << "a window that hides nothing";
 }
 
 TEST_F(Cascade, ReadsATreeOfPrefixesLevelByLevel) {
@@ -216,6 +221,62 @@ TEST_F(Cascade, OfATreeGivesTheSameBitsInAnyOrderAndOnAnyNumberOfThreads) {
       for (const unsigned seed : {1U, 2U}) EXPECT_EQ(run(shuffled(seed), 2), want) << target.name << seed;
     }
   }
+}
+
+TEST_F(Cascade, SharesWhatNoWindowHides) {
+  // Four sequences share four parts; their own pages bring them to 4106, 4106, 5130 and 4106 tokens.
+  const std::vector<std::int32_t> root = new_pages(4 * kPartPages);
+  for (int i = 0; i < 4; ++i) {
+    members.push_back({root});
+    for (const std::int32_t page : new_pages(i == 2 ? kPartPages + 1 : 1)) members.back().pages.push_back(page);
+  }
+  config.variant.window_left = 3999;        // they see from 106, 106, 1130 and 106 on
+  const std::uint64_t first = kPart - 106;  // the third one sees the second part from its middle on
+  EXPECT_EQ(keys(), 3 * first + kPart + 2 * kPart + (2 * kPart - 1130) + 3 * 10 + (kPart + 10));
+  EXPECT_EQ(keys(shuffled(4)), keys());
+  config.variant.sink_tokens = 4;
+  EXPECT_EQ(keys(), 3 * first + kPart + 2 * kPart + (2 * kPart - 1130) + 3 * 10 + (kPart + 10) + 4 * 4);
+  config.variant.sink_tokens = 106;  // now the window hides nothing from three of them
+  EXPECT_EQ(keys(), 2 * kPart + 2 * kPart + (2 * kPart - 1130) + 106 + 3 * 10 + (kPart + 10));
+  config.variant.window_left = 100;
+  EXPECT_EQ(keys(), 4 * (101 + 106)) << "and here leaves nothing to share";
+}
+
+TEST_F(Cascade, BesideWindowsAndSinksGivesTheSameBitsInAnyOrderAndWhatPlansWithoutItGive) {
+  make_tree(3, 3);
+  members[1].pages.resize(members[1].pages.size() - 1);  // ends with a part
+  members[1].last_page_len = kPageTokens;
+  for (const std::int32_t page : new_pages(5)) members[5].pages.push_back(page);
+  const std::array<float, 4> learned = {1, 0.5F, 2, -1};
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const std::int32_t window : {5000, 3500, 3072, 3071, 2100, 30}) {
+      for (const std::uint32_t sinks : {0U, 4U, 1500U}) {
+        config.kv_dtype = dtype;
+        config.variant.window_left = window;
+        config.variant.sink_tokens = sinks;
+        config.variant.sinks = sinks == 1500 ? std::span<const float>() : learned;
+        config.cascade = false;
+        const Results plain = run(in_order(), 2);
+        config.cascade = true;
+        const Results want = run(in_order(), 1);
+        EXPECT_LT(largest_difference(want, plain), dtype == DType::f32 ? 1e-5 : 2e-2) << window << ' ' << sinks;
+        EXPECT_EQ(run(shuffled(3), 2), want) << window << ' ' << sinks;
+      }
+    }
+  }
+}
+
+TEST_F(Cascade, OfRowsFarBehindTheirKeysGivesNothing) {
+  make_tree(1, 3);
+  q_start = {4223, 9000, 4223};  // the window of the second one begins behind the last key
+  config.variant.window_left = 3000;
+  const Results results = run(in_order(), 2);
+  EXPECT_EQ(results[1], [&] {
+    std::vector<float> nothing(results[1].size());
+    std::fill(nothing.end() - config.num_q_heads, nothing.end(), -std::numeric_limits<float>::infinity());
+    return nothing;
+  }());
+  EXPECT_EQ(keys(), 2 * (2 * kPart - (4223 - 3000)) + 2 * kPart + 2 * 128);
 }
 
 TEST_F(Cascade, ExtendedPlanOfATreeGivesWhatNewPlansGive) {
