@@ -117,8 +117,10 @@ __attribute__((noinline)) void split_scores(int num_tiles, SoftmaxState& state, 
   p.term_stride = num_tiles * kTileBytes, p.bend = pass.bend, p.last_scores = nullptr;
   const auto score = [&]<int kSet>(int c) __attribute__((always_inline)) {
     p.queries = pass.queries + c * pass.query_stride;
-    p.scores = pass.scores + c * 2 * kTileFloats, p.done_scores = pass.done_scores + c * 2 * kTileFloats;
-    p.weights = pass.weights + c * kTileBytes;
+    p.scores = pass.scores + c * 2 * kTileFloats;
+    if constexpr (kUnits > 0) {
+      p.done_scores = pass.done_scores + c * 2 * kTileFloats, p.weights = pass.weights + c * kTileBytes;
+    }
     p.ahead = pass.ahead + c * num_tiles * 2 * kTileRowBytes;
     SplitColumn column{state.max[c], state.sum[c], state.scale, c};
     split_score_column<kTerms, kForm, kUnits, kSet>(column, p, num_tiles);
