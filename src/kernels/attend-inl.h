@@ -60,8 +60,7 @@ class Attention {
         Block block;
         block.gather(params_, task_, key);
         find_rows_ahead(ahead[i ^ 1], params_, task_, key, 2);
-        ahead[i ^ 1].touch();
-        compute(block, ahead[i]);
+        compute(block, ahead[i], ahead[i ^ 1]);
         key = block.begin + kBlockKeys;
       }
     }
@@ -126,7 +125,7 @@ class Attention {
     return keys;
   }
 
-  void compute(Block& block, const RowsAhead& ahead) {
+  void compute(Block& block, const RowsAhead& next, const RowsAhead& after) {
     // Rows that see the block are consecutive: positions rise with rows.
     std::int32_t first = 0, last = task_.num_rows;
     while (first < last && is_empty(visible(block, first))) ++first;
@@ -135,7 +134,7 @@ class Attention {
     const std::size_t begin = static_cast<std::size_t>(first) * params_.group;
     const std::size_t end = static_cast<std::size_t>(last) * params_.group;
     Prefetcher& prefetcher = prefetcher_;
-    prefetcher.start(ahead, steps(block, end - begin));
+    prefetcher.start(next, &after, steps(block, end - begin));
     score(block, prefetcher, begin, end);
     for (std::int32_t row = first; row < last; ++row) {
       const Span keys = visible(block, row);

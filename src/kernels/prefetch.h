@@ -40,14 +40,6 @@ class RowsAhead {
     }
   }
 
-  /// Asks for the first line of each piece, all at once.
-  ///
-  /// A prefetch ends only when the address is translated, and what follows waits: where a virtual machine's host maps
-  /// pages of 4 KiB, 100 ns and more a run of rows, however far ahead of its use. Side by side the page walks overlap.
-  void touch() const noexcept {
-    for (int i = 0; i < num_pieces_; ++i) __builtin_prefetch(pieces_[i].begin, 0, 2);
-  }
-
   static constexpr int kMaxPieces = 256;
 
   const Piece* begin() const noexcept { return pieces_; }
@@ -65,23 +57,26 @@ class RowsAhead {
 };
 
 /// Hands out the lines of some rows, a few at each step of the work at hand: in bursts they would fill the buffers that
-/// this work needs. `kStreams` OS pages are read side by side.
+/// this work needs. `kStreams` OS pages are read side by side, a round.
+///
+/// The first lines of a round's pages are asked for a round ahead, all at once: a prefetch ends only when the address
+/// is translated, and what follows waits (where a virtual machine's host maps pages of 4 KiB, 100 ns and more a page).
+/// Side by side the page walks overlap. No more than a round ahead: each of these lines begins a stream of the
+/// hardware, which follows 32 pages; beyond, streams are lost before they are used.
 template <int kStreams>
 class StreamPrefetcher {
  public:
-  /// All lines of `rows`, which stay as they are meanwhile, over about `num_steps` calls of step().
-  void start(const RowsAhead& rows, std::size_t num_steps) noexcept {
-    std::ptrdiff_t num_groups = 0;
+  /// All lines of `rows` over about `num_steps` calls of step(), and the first lines of what comes after them, if that
+  /// is known. Both stay as they are meanwhile.
+  void start(const RowsAhead& rows, const RowsAhead* after, std::size_t num_steps) noexcept {
+    std::ptrdiff_t num_groups = 0;  // shorter pieces of a round take as many turns as the longest
     Round* round = rounds_;
     for (const RowsAhead::Piece* piece = rows.begin(); piece != rows.end(); ++round) {
-      *round = {piece, rows.end() - piece > kStreams ? piece + kStreams : rows.end(), 0};
-      for (; piece != round->end; ++piece) {
-        const std::ptrdiff_t bytes = piece->end - piece->begin;
-        round->bytes = std::max(round->bytes, bytes);
-        num_groups += (bytes + kGroupBytes - 1) / kGroupBytes;
-      }
+      *round = round_of(piece, rows);
+      for (; piece != round->end; ++piece) round->bytes = std::max(round->bytes, piece->end - piece->begin);
+      num_groups += (round->end - round->begin) * ((round->bytes + kGroupBytes - 1) / kGroupBytes);
     }
-    *round = {nullptr, nullptr, 0};
+    *round = after == nullptr ? Round{nullptr, nullptr, 0} : round_of(after->begin(), *after);
     pace_ = num_groups * kOne / static_cast<std::ptrdiff_t>(num_steps + 1) + 1;
     credit_ = 0;
     begin_round(rounds_);
@@ -102,6 +97,9 @@ class StreamPrefetcher {
     const RowsAhead::Piece* end;
     std::ptrdiff_t bytes;  // of the longest; 0 behind the last round
   };
+  static Round round_of(const RowsAhead::Piece* first, const RowsAhead& rows) noexcept {
+    return {first, rows.end() - first > kStreams ? first + kStreams : rows.end(), 0};
+  }
 
   [[gnu::always_inline]] void emit() noexcept {
     const std::byte* const line = piece_->begin + offset_;
@@ -121,7 +119,13 @@ class StreamPrefetcher {
 
   void begin_round(const Round* round) noexcept {
     round_ = round, piece_ = round->begin, offset_ = 0;
-    if (round->bytes == 0) pace_ = credit_ = 0;  // behind the last one: no step calls emit any more
+    if (round->bytes == 0) {  // behind the last one: no step calls emit any more
+      pace_ = credit_ = 0;
+      return;
+    }
+    for (const RowsAhead::Piece* next = round[1].begin; next != round[1].end; ++next) {
+      __builtin_prefetch(next->begin, 0, kLocality);
+    }
   }
 
   const RowsAhead::Piece* piece_ = nullptr;  // next in the round

@@ -1,9 +1,9 @@
 // Decode over bf16 pages with AMX: at most 16 query columns against every key, at the speed of the read.
 //
-// A step is 16, 32 or 64 tokens (16 KiB of K and V), at absolute positions. S = K q^T takes K rows in place as the A
-// tile and q^T as B; the softmax runs down the columns in f32; V stands in place as the B tile, with weights as A. The
-// scores of the next step are computed, and the steps after it prefetched, all along.
-// Accumulators f32. Reads each K and V byte once. Limit: the read of memory.
+// A step is 16, 32 or 64 tokens (mostly 16 KiB of K and V), at absolute positions. S = K q^T takes K rows in place as
+// the A tile and q^T as B; the softmax runs down the columns in f32; V stands in place as the B tile, with weights as
+// A. The scores of the next step are computed, and the steps after it prefetched, all along. Accumulators f32. Reads
+// each K and V byte once. Limit: the read of memory.
 #include <new>
 
 #include "kernels/x86_amx_kernels.h"
@@ -96,7 +96,7 @@ class DecodeTask {
     for (;; step += kStep) {
       const bool rescale = end_scores(step);
       now_ ^= 1;
-      if (step % kWindow == 0) prefetch_after(step);
+      prefetch(step);
       const bool is_last = step + kStep >= end_key_;
       if (is_last) {
         next_part_ = num_score_parts();
@@ -113,9 +113,7 @@ class DecodeTask {
   }
 
   static constexpr int kStep = kTiles * kTileRows;
-  static constexpr int kWindowSteps = 2;
-  static constexpr std::int64_t kWindow = kWindowSteps * kStep;  // tokens
-  static constexpr int kScoreVectors = kTiles * kColumns;        // of 16 lanes: 16 / kColumns tokens each
+  static constexpr int kScoreVectors = kTiles * kColumns;  // of 16 lanes: 16 / kColumns tokens each
   static constexpr int kTokensAVector = 16 / kColumns;
   // V stands in place as a B tile: a dword is an even and an odd dimension of one token. A row of A with weights in its
   // even places sums the even dimensions, one with weights in its odd places the odd ones. Rows that are free otherwise
@@ -204,36 +202,29 @@ class DecodeTask {
     return {k, v, k_bytes, v_bytes};
   }
 
-  // Steps are prefetched a window at a time: while one window is computed, the rows of the next are on their way, and
-  // the pages of the one after it are touched.
+  // While a step is summed and the next one scored, the one behind that is prefetched.
 
-  /// The rows of the window at `token`, here or, behind the end, in the next task.
-  void find_window(RowsAhead& ahead, std::int64_t token) const noexcept {
+  /// The rows of the step at `token`, here or, behind the end, in the next task.
+  void find_rows_ahead(RowsAhead& ahead, std::int64_t token) const noexcept {
     ahead.clear();
     if (token < end_key_) {
-      add_rows_ahead(ahead, rows_, token, std::min<std::int64_t>(kWindow, end_key_ - token));
+      add_rows_ahead(ahead, rows_, token, std::min<std::int64_t>(kStep, end_key_ - token));
     } else if (const AttendTask* next = task_.next; next != nullptr) {
-      const std::int64_t end_window = (end_key_ + kWindow - 1) / kWindow * kWindow;
-      const std::int64_t begin = next->kv_begin / kWindow * kWindow + (token - end_window);
-      const std::int64_t first = std::max(begin, next->kv_begin), end = std::min(begin + kWindow, next->kv_end);
+      const std::int64_t end_step = (end_key_ + kStep - 1) / kStep * kStep;
+      const std::int64_t begin = next->kv_begin / kStep * kStep + (token - end_step);
+      const std::int64_t first = std::max(begin, next->kv_begin), end = std::min(begin + kStep, next->kv_end);
       if (first < end) add_rows_ahead(ahead, KvRows(params_, *next), first, end - first);
     }
   }
 
-  /// Finds the window that prefetch_after() will prefetch; catches up if the task begins in the midst of one.
-  void begin_prefetch(std::int64_t step) noexcept {
-    const std::int64_t window = step / kWindow * kWindow;
-    find_window(ahead_[window / kWindow % 2], window + kWindow);
-    if (step != window) prefetch_after(window);
-  }
+  void begin_prefetch(std::int64_t step) noexcept { find_rows_ahead(ahead_[step / kStep % 2], step + 2 * kStep); }
 
-  void prefetch_after(std::int64_t window) noexcept {
-    const RowsAhead& next = ahead_[window / kWindow % 2];
-    const int num_steps = kWindowSteps * (kScoreVectors + (v_chunks_ + k_tiles_) * kTiles * kStepsATile);
-    prefetch_.start(next, static_cast<std::size_t>(num_steps));
-    RowsAhead& after = ahead_[(window / kWindow + 1) % 2];
-    find_window(after, window + 2 * kWindow);
-    after.touch();
+  void prefetch(std::int64_t step) noexcept {
+    const RowsAhead& next = ahead_[step / kStep % 2];
+    RowsAhead& after = ahead_[(step / kStep + 1) % 2];
+    find_rows_ahead(after, step + 3 * kStep);
+    const int num_steps = kScoreVectors + (v_chunks_ + k_tiles_) * kTiles * kStepsATile;
+    prefetch_.start(next, &after, static_cast<std::size_t>(num_steps));
   }
 
   // Scores of a step are computed in parts, a K tile of 32 dims against each of two tiles of tokens, in the midst of
@@ -541,7 +532,7 @@ class DecodeTask {
   int num_exceptions_ = 0;
   Exception exceptions_[std::size_t{kStep}];
   int next_part_ = 0;             // of the next step's scores
-  RowsAhead ahead_[2];            // the window after the one that is being prefetched
+  RowsAhead ahead_[2];            // of the step that is being prefetched and of the one behind it
   StreamPrefetcher<4> prefetch_;  // more are slower here: the tile loads make streams of their own
 };
 
@@ -566,11 +557,13 @@ std::size_t decode_scratch_bytes(const AttendParams& params) noexcept { return D
 
 void attend_decode(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept {
   const FloatModeScope mode;
-  // A step and the next one stay in L1 (48 KiB) together with the small arrays.
+  // A step and the next one stay in L1 (48 KiB) together with the small arrays. Where sums, which are loaded and stored
+  // once a step, take 16 KiB and more, longer steps are faster all the same.
   const std::uint32_t dims = params.head_dim + params.v_head_dim;
-  if (dims <= 160) {
+  const bool has_large_sums = task.num_rows * static_cast<int>(params.group) > 8 && dims > 320;
+  if (dims <= 160 || (has_large_sums && dims > 640)) {
     attend_step<4>(params, task, scratch);
-  } else if (dims <= 320) {
+  } else if (dims <= 320 || has_large_sums) {
     attend_step<2>(params, task, scratch);
   } else {
     attend_step<1>(params, task, scratch);

@@ -121,7 +121,7 @@ class ChunkPrefetcher {
 
   PAGEDKV_AMX_INLINE int num_lines() const noexcept { return num_lines_; }
 
-  /// Asks for the first line of each run, all at once: see RowsAhead::touch.
+  /// Asks for the first line of each run, all at once, so that their page walks overlap: see StreamPrefetcher.
   void touch() const noexcept {
     for (int i = 0; i < num_runs_; ++i) __builtin_prefetch(runs_[i].begin, 0, 2);
   }
