@@ -21,6 +21,8 @@ void find_order(Schedule& schedule, const PlannedBatch& batch);
 /// Adds the units of what the run of sequences that begins at order[first] reads once, then of the runs within it that
 /// begin there too and have more in common. The sequences must follow, and close_shared where a run ends. May throw
 /// std::bad_alloc.
+///
+/// Cost: O(sequences of the run) a level, and beside windows as much for every part in which some window begins
 void open_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t first);
 
 /// Ends the runs that do not hold order[next]: lets their units know the merges of the sequences that were added since.

@@ -104,6 +104,7 @@ struct Schedule {
     states.clear();
     shared_rows.clear();
     shared_positions.clear();
+    shared.clear();
     num_states = scratch_bytes = sink_states = 0;
     kv_keys = 0;
     pairs = 0;

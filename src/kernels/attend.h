@@ -34,8 +34,8 @@ struct AttendParams {
 
 /// One task: the attention of some query rows, all heads of the group of one kv head, over one range of keys.
 ///
-/// The result depends on the task's own rows and keys alone, and a row's arithmetic does not depend on which other
-/// rows share the task: this is what makes batches and cascades bitwise invariant.
+/// The result depends on the task's own rows and keys alone: this is what makes batches bitwise invariant. How a row is
+/// rounded may depend on how many rows the task has (few or many), not on which they are.
 struct AttendTask {
   const std::int32_t* page_table;  ///< Page of token t is page_table[t / page_size].
   std::int64_t kv_begin, kv_end;   ///< Keys of this part; non-empty except for rows that see nothing.

@@ -25,6 +25,9 @@ class RowsAhead {
 
   void clear() noexcept { num_pieces_ = 0; }
 
+  /// Rows may have been left out.
+  bool is_full() const noexcept { return num_pieces_ == kMaxPieces; }
+
   /// `bytes` that lie side by side.
   void add(const std::byte* row, std::int64_t bytes) noexcept {
     const std::byte* const end = row + bytes;
@@ -65,6 +68,8 @@ class RowsAhead {
 /// hardware, which follows 32 pages; beyond, streams are lost before they are used.
 template <int kStreams>
 class StreamPrefetcher {
+  static_assert(RowsAhead::kMaxPieces % kStreams == 0);
+
  public:
   /// All lines of `rows` over about `num_steps` calls of step(), and the first lines of what comes after them, if that
   /// is known. Both stay as they are meanwhile.

@@ -34,7 +34,7 @@ class PrefillTask {
         terms_(query_terms(params)),
         kv_terms_(kv_terms_of(params)),
         scale_(params.sm_scale * kLog2E),
-        ahead_lines_(std::min(k_tiles_, 4) * kColumnTiles * step_tiles()),
+        ahead_lines_((kv_terms_ == 2 ? 2 * k_tiles_ : std::min(k_tiles_, 4)) * kColumnTiles),
         is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
                   params.mask_kind == MaskKind::kNone && scale_ > 1e-20f && scale_ < 1e20f),
         hides_raw_(params.logits_soft_cap == 0 && scale_ > 1e-20f),
@@ -71,12 +71,12 @@ class PrefillTask {
     bool was_prefetched = false;
     for (; chunk_ >= first_chunk && chunk_ <= last_chunk; chunk_ += is_backward_ ? -kChunk : kChunk) {
       packed_.pack(chunk_, std::max(begin, chunk_), std::min(end, chunk_ + kChunk), was_prefetched);
-      was_prefetched = has_few_blocks();
       slot_is_scored_ = false;
       for (int b = 0; b < num_blocks_; ++b) {
         plan_prefetch(b, begin, end);
         attend_chunk(b);
       }
+      was_prefetched = has_few_blocks() && !ahead_of_few_.is_full();
     }
     for (int b = 0; b < num_blocks_; ++b) {
       if (task_.partial_out == nullptr) {
@@ -263,7 +263,7 @@ class PrefillTask {
     return ScorePass{};
   }
 
-  /// Token tiles [tile, stop) of the chunk, which lie in one block of 256 tokens; `next` are the scores after them.
+  /// Token tiles [tile, stop) of the chunk, which lie in one block; `next` are the scores after them.
   void attend_block(int index, SoftmaxState& state, int tile, int stop, const ScorePass& next) noexcept {
     ColumnBlock& block = scratch_.blocks[index];
     find_maxima(index, state, tile, stop);
@@ -542,8 +542,8 @@ class PrefillTask {
   const int k_tiles_, d_tiles_, terms_;  // terms of a query
   const int kv_terms_;                   // 2: f16, and weights in kSplitTerms terms
   const float scale_;
-  const int ahead_lines_;  // a token tile
-  const bool is_plain_;    // neither soft cap nor ALiBi nor mask, and weights of one term
+  const int ahead_lines_;  // a step
+  const bool is_plain_;    // neither soft cap nor ALiBi nor mask
   const bool hides_raw_;   // a score of -inf is a logit of -inf
   /// From the last keys to the first: ALiBi then lowers logits on the way, and the maximum of the first tile holds.
   const bool is_backward_;

@@ -73,7 +73,7 @@ struct PrefillScratch {
   ColumnBlock* blocks;  // [B]
   std::byte* k;         // [chunk / 16][k tiles][kv terms][16 tokens][32] bf16
   std::byte* values;    // [kv terms][chunk / 128][d tiles][4][16 dims][32 tokens] bf16
-  float* scores;        // [2 slots][4][16 tokens][16 columns]
+  float* scores;        // [2 slots][4][16 * kv terms tokens][16 columns]
   std::byte* weights;   // [weight terms][block / 32][4][16 pairs][16 columns][2] bf16
   std::byte* zero_row;  // for tokens that the task does not have
   std::size_t bytes;

@@ -122,10 +122,10 @@ struct ScorePass {
   const std::byte* ahead;  ///< Lines of the next chunk to prefetch into L2: one a product.
 };
 
-/// Tile product number kStep of a pass over kTiles K tiles of kKeyTerms terms each, and its share of the softmax units
-/// [kFirst, kLast). K stays in tmm4..7, queries stream through tmm2 and 3, each used for all terms of its K tile; sums
-/// alternate between tmm0 and 1 and are stored in the middle of the next chain: stores in a burst would each wait for
-/// their chain, 20 % of the rate.
+/// Tile product number kStep of a pass over kTiles K tiles and kTerms terms of the queries, and its share of the
+/// softmax units [kFirst, kLast). K stays in tmm4..7, queries stream through tmm2 and 3; sums alternate between tmm0
+/// and 1 and are stored in the middle of the next chain: stores in a burst would each wait for their chain, 20 % of the
+/// rate.
 template <int kTiles, int kTerms, bool kFromZero, int kForm, int kFirst, int kLast, int kStep = 0>
 PAGEDKV_AMX_INLINE void score_steps(SoftmaxState& state, const ScorePass& pass) noexcept {
   constexpr int kChain = kTiles * kTerms, kSteps = kChain * kColumnTiles;

@@ -13,6 +13,7 @@
 
 #include "pagedkv/attention.h"
 #include "pagedkv/cpu.h"
+#include "support/failing_new.h"
 
 namespace pagedkv {
 namespace {
@@ -297,6 +298,48 @@ TEST_F(Cascade, ExtendedPlanOfATreeGivesWhatNewPlansGive) {
     EXPECT_EQ(run(plan, order, 2), run(fresh, order, 1));
   }
   EXPECT_EQ(keys(order), tree + kPart + 2 * 128 + 4 * (128 + 4 * 30));
+}
+
+TEST_F(Cascade, PlanOfATreeIsAsItWasAfterAnExtendThatRanOutOfMemory) {
+  make_tree(2, 3);
+  const std::vector<std::size_t> order = in_order();
+  const AttentionPlan original = AttentionPlan::create(config, batch(order)).value();
+  const Results expected = run(original, order, 1);
+  std::int64_t num_allocations = 1;
+  int num_failures = 0;
+  for (std::int64_t fail_at = -1; fail_at < num_allocations; ++fail_at) {  // the first round counts them
+    for (Member& member : members) member.last_page_len = 128;
+    AttentionPlan plan = AttentionPlan::create(config, batch(order)).value();
+    for (Member& member : members) member.last_page_len = 129;
+    const AttentionBatch longer = batch(order);
+    Error error;
+    {
+      const testing::FailingNew failing(fail_at);
+      error = plan.extend(longer).error();
+      if (fail_at == -1) num_allocations = failing.count();
+    }
+    if (error == Errc::kOk) continue;  // sorting does without its buffer
+    ++num_failures;
+    ASSERT_EQ(error, Errc::kOutOfMemory) << "allocation " << fail_at;
+    EXPECT_EQ(plan.kv_bytes(), original.kv_bytes());
+    EXPECT_EQ(run(plan, order, 1), expected);
+    ASSERT_TRUE(plan.extend(longer).has_value());
+    const AttentionPlan fresh = AttentionPlan::create(config, longer).value();
+    EXPECT_EQ(run(plan, order, 2), run(fresh, order, 1)) << "allocation " << fail_at;
+  }
+  EXPECT_GT(num_failures, 5);
+}
+
+TEST_F(Cascade, ManyRowsOnOnePrefixDoNotTellTheOrderOfTheBatch) {
+  const std::vector<std::int32_t> root = new_pages(kPartPages);
+  for (int i = 0; i < 131; ++i) {
+    members.push_back({root});
+    members.back().pages.push_back(new_pages(1)[0]);
+  }
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    config.kv_dtype = dtype;
+    EXPECT_EQ(run(shuffled(1), 2), run(in_order(), 1));
+  }
 }
 
 }  // namespace
