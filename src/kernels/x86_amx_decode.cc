@@ -6,8 +6,9 @@
 // each K and V byte once. Limit: the read of memory.
 #include <new>
 
+#include "kernels/x86_amx_decode_rows.h"
+#include "kernels/x86_amx_decode_softmax.h"
 #include "kernels/x86_amx_kernels.h"
-#include "kernels/x86_amx_rows.h"
 
 #if defined(__x86_64__)
 PAGEDKV_AMX_BEGIN
@@ -16,39 +17,28 @@ namespace {
 
 constexpr int kMaxStep = 64;  // tokens
 
-/// Pieces of scratch, all 64-byte aligned. K32 and V32 are the head dimensions rounded up to 32.
+/// Pieces of scratch. K32 and V32 are the head dimensions rounded up to 32.
 struct DecodeScratch {
-  std::byte* queries;    // [K32 / 32][terms][16 pairs][columns][2] bf16
-  float* scores[2];      // [step][columns]: of this step and of the next one
-  float* mask;           // [step][columns]
-  std::byte* weights;    // [step / 16][sum tile][16][16][2] bf16
-  float* sums;           // [V32 / 32][sum tile][16][16]
-  std::byte* k_rows[2];  // [step][K32] bf16: tiles that are not whole in one page, of this step and of the next one
-  std::byte* v_rows[2];  // [step][V32] bf16
-
+  std::byte* queries;  // [K32 / 32][terms][16 pairs][columns][2] bf16
+  float* scores[2];    // [step][columns]: of this step and of the next one
+  float* mask;         // [step][columns]
+  std::byte* weights;  // [step / 16][sum tile][16][16][2] bf16
+  float* sums;         // [V32 / 32][sum tile][16][16]
+  RowCopies rows;
   std::size_t bytes;
 
-  DecodeScratch(const AttendParams& params, std::byte* base) noexcept : bytes(0) {
+  DecodeScratch(const AttendParams& params, std::byte* base) noexcept {
     const auto k32 = static_cast<std::size_t>(ceil_to(static_cast<int>(params.head_dim), 32));
     const auto v32 = static_cast<std::size_t>(ceil_to(static_cast<int>(params.v_head_dim), 32));
     const std::size_t columns = kDecodeColumns;
-    queries = take(base, k32 / 32 * 2 * kTileBytes);
-    for (float*& piece : scores) piece = take_floats(base, kMaxStep * columns);
-    mask = take_floats(base, kMaxStep * columns);
-    weights = take(base, kMaxStep / kTileRows * 2 * kTileBytes);
-    sums = take_floats(base, v32 / 32 * 2 * kTileBytes / 4);
-    for (std::byte*& piece : k_rows) piece = take(base, kMaxStep * k32 * 2);
-    for (std::byte*& piece : v_rows) piece = take(base, kMaxStep * v32 * 2);
-  }
-
- private:
-  std::byte* take(std::byte* base, std::size_t count) noexcept {
-    std::byte* piece = base == nullptr ? nullptr : base + bytes;
-    bytes += (count + 63) / 64 * 64;
-    return piece;
-  }
-  float* take_floats(std::byte* base, std::size_t count) noexcept {
-    return reinterpret_cast<float*>(take(base, count * 4));
+    ScratchCutter scratch(base);
+    queries = scratch.take(k32 / 32 * 2 * kTileBytes);
+    for (float*& piece : scores) piece = scratch.take_floats(kMaxStep * columns);
+    mask = scratch.take_floats(kMaxStep * columns);
+    weights = scratch.take(kMaxStep / kTileRows * 2 * kTileBytes);
+    sums = scratch.take_floats(v32 / 32 * 2 * kTileBytes / 4);
+    rows = scratch.take_rows(params, kMaxStep);
+    bytes = scratch.bytes();
   }
 };
 
@@ -59,16 +49,15 @@ class DecodeTask {
   DecodeTask(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept
       : params_(params),
         task_(task),
-        rows_(params, task),
         scratch_(params, scratch),
-        num_columns_(task.num_rows * static_cast<int>(params.group)),
+        kv_rows_(params, task),
+        rows_(params, task, kv_rows_, scratch_.rows),
+        softmax_(params, task, scratch_.mask),
+        prefetch_(params, task, kv_rows_, softmax_.end_key()),
+        num_columns_(softmax_.num_columns()),
         k_tiles_(ceil_to(static_cast<int>(params.head_dim), 32) / 32),
         v_chunks_(ceil_to(static_cast<int>(params.v_head_dim), 32) / 32),
-        terms_(query_terms(params)),
-        is_plain_(params.logits_soft_cap == 0 && params.alibi_slopes == nullptr &&
-                  params.mask_kind == MaskKind::kNone) {
-    find_visible_keys();
-  }
+        terms_(query_terms(params)) {}
 
   void run() noexcept {
     attend();
@@ -78,33 +67,32 @@ class DecodeTask {
       sets_exceptions_aside_ = true;
       attend();
     }
-    finish();
+    softmax_.finish([this](int column, float factor) { write_row(column, factor); });
   }
 
  private:
   void attend() noexcept {
     std::memset(scratch_.sums, 0, static_cast<std::size_t>(v_chunks_) * kSumTiles * kTileBytes);
-    max_ = _mm512_set1_ps(kLowestLogit);
-    sum_ = _mm512_setzero_ps();
-    if (first_key_ >= end_key_) return;
+    softmax_.begin();
+    if (softmax_.first_key() >= softmax_.end_key()) return;
     const TileScope tiles(tile_config());
     pack_queries();
-    std::int64_t step = first_key_ / kStep * kStep;
-    begin_prefetch(step);
+    std::int64_t step = softmax_.first_key() / kStep * kStep;
+    prefetch_.begin(step);
     begin_scores(step);
     score(num_score_parts());
     for (;; step += kStep) {
       const bool rescale = end_scores(step);
       now_ ^= 1;
-      prefetch(step);
-      const bool is_last = step + kStep >= end_key_;
+      prefetch_.start(step, kSoftmaxSteps + (v_chunks_ + k_tiles_) * kTiles * kStepsATile);
+      const bool is_last = step + kStep >= softmax_.end_key();
       if (is_last) {
         next_part_ = num_score_parts();
       } else {
         begin_scores(step + kStep);
       }
       if (sets_exceptions_aside_) [[unlikely]]
-        set_exceptions_aside(step);
+        rows_.set_exceptions_aside(step, now_);
       add_values(rescale);
       if (sets_exceptions_aside_) [[unlikely]]
         add_exceptions();
@@ -113,8 +101,8 @@ class DecodeTask {
   }
 
   static constexpr int kStep = kTiles * kTileRows;
-  static constexpr int kScoreVectors = kTiles * kColumns;  // of 16 lanes: 16 / kColumns tokens each
-  static constexpr int kTokensAVector = 16 / kColumns;
+  static constexpr int kSoftmaxSteps = DecodeSoftmax<kTiles, kColumns>::kVectors;  // of the prefetcher
+  static constexpr int kStepsATile = 4;
   // V stands in place as a B tile: a dword is an even and an odd dimension of one token. A row of A with weights in its
   // even places sums the even dimensions, one with weights in its odd places the odd ones. Rows that are free otherwise
   // hold what bf16 leaves of the weights, so that few columns get weights of 16 bits.
@@ -137,27 +125,6 @@ class DecodeTask {
 
   /// Rows of a tile of sums: [even, odd][term][column], or [column] if even and odd have tiles of their own.
   int num_sums() const noexcept { return num_columns_ * kWeightTerms * (kSumTiles == 1 ? 2 : 1); }
-  int row_of(int column) const noexcept { return column / static_cast<int>(params_.group); }
-  int head_of(int column) const noexcept { return column % static_cast<int>(params_.group); }
-
-  void find_visible_keys() noexcept {
-    first_key_ = task_.kv_end, end_key_ = last_first_key_ = task_.kv_begin, first_end_key_ = task_.kv_end;
-    for (int lane = 0; lane < 16; ++lane) lane_first_[lane] = lane_end_[lane] = 0, lane_slope_[lane] = 0;
-    for (int c = 0; c < num_columns_; ++c) {
-      const Visible keys = visible_keys(params_, task_, row_of(c));
-      first_key_ = std::min<std::int64_t>(first_key_, keys.first);
-      end_key_ = std::max<std::int64_t>(end_key_, keys.end);
-      last_first_key_ = std::max<std::int64_t>(last_first_key_, keys.first);
-      first_end_key_ = std::min<std::int64_t>(first_end_key_, keys.end);
-      for (int lane = c; lane < 16; lane += kColumns) {
-        lane_first_[lane] = keys.first, lane_end_[lane] = keys.end;
-        lane_position_[lane] = static_cast<std::int32_t>(query_position(task_, row_of(c)));
-        if (params_.alibi_slopes != nullptr) {
-          lane_slope_[lane] = params_.alibi_slopes[task_.kv_head * params_.group + static_cast<unsigned>(head_of(c))];
-        }
-      }
-    }
-  }
 
   /// q^T as B tiles: dword (pair p, column c) holds elements 2p, 2p + 1 of column c.
   void pack_queries() noexcept {
@@ -165,7 +132,7 @@ class DecodeTask {
     alignas(64) std::uint32_t pairs[16];
     for (int c = 0; c < num_columns_; ++c) {
       const std::byte* row = static_cast<const std::byte*>(params_.q) +
-                             row_offset(params_, task_, row_of(c), head_of(c), params_.head_dim) *
+                             row_offset(params_, task_, softmax_.row_of(c), softmax_.head_of(c), params_.head_dim) *
                                  static_cast<int>(size_of(params_.q_dtype));
       for (int i = 0; i < k_tiles_ * terms_; ++i) {
         _mm512_store_si512(pairs, query_piece(params_, row, i / terms_ * 32, i % terms_));
@@ -175,65 +142,13 @@ class DecodeTask {
     }
   }
 
-  /// The rows of tokens [token, token + 16): in place if they are whole in one page, else copied, zeros where the task
-  /// has no key.
-  TileRows tile_rows(std::int64_t token, int tile) noexcept {
-    const std::int64_t begin = std::max(token, task_.kv_begin), end = std::min(token + kTileRows, task_.kv_end);
-    if (end - begin == kTileRows) {
-      const KvRows::Run run = rows_.at(token);
-      if (run.rows >= kTileRows && (params_.head_dim | params_.v_head_dim) % 32 == 0) {
-        return {run.k, run.v, rows_.k_stride, rows_.v_stride};
-      }
-    }
-    const std::int64_t k_bytes = k_tiles_ * 64, v_bytes = v_chunks_ * 64;
-    std::byte* k = scratch_.k_rows[now_ ^ 1] + tile * kTileRows * k_bytes;
-    std::byte* v = scratch_.v_rows[now_ ^ 1] + tile * kTileRows * v_bytes;
-    std::memset(k, 0, static_cast<std::size_t>(kTileRows * k_bytes));
-    std::memset(v, 0, static_cast<std::size_t>(kTileRows * v_bytes));
-    for (std::int64_t t = begin; t < end;) {
-      const KvRows::Run run = rows_.at(t);
-      const std::int64_t count = std::min(run.rows, end - t);
-      for (std::int64_t i = 0; i < count; ++i) {
-        copy_row(k + (t - token + i) * k_bytes, run.k + i * rows_.k_stride, rows_.k_bytes, k_bytes);
-        copy_row(v + (t - token + i) * v_bytes, run.v + i * rows_.v_stride, rows_.v_bytes, v_bytes);
-      }
-      t += count;
-    }
-    return {k, v, k_bytes, v_bytes};
-  }
-
-  // While a step is summed and the next one scored, the one behind that is prefetched.
-
-  /// The rows of the step at `token`, here or, behind the end, in the next task.
-  void find_rows_ahead(RowsAhead& ahead, std::int64_t token) const noexcept {
-    ahead.clear();
-    if (token < end_key_) {
-      add_rows_ahead(ahead, rows_, token, std::min<std::int64_t>(kStep, end_key_ - token));
-    } else if (const AttendTask* next = task_.next; next != nullptr) {
-      const std::int64_t end_step = (end_key_ + kStep - 1) / kStep * kStep;
-      const std::int64_t begin = next->kv_begin / kStep * kStep + (token - end_step);
-      const std::int64_t first = std::max(begin, next->kv_begin), end = std::min(begin + kStep, next->kv_end);
-      if (first < end) add_rows_ahead(ahead, KvRows(params_, *next), first, end - first);
-    }
-  }
-
-  void begin_prefetch(std::int64_t step) noexcept { find_rows_ahead(ahead_[step / kStep % 2], step + 2 * kStep); }
-
-  void prefetch(std::int64_t step) noexcept {
-    const RowsAhead& next = ahead_[step / kStep % 2];
-    RowsAhead& after = ahead_[(step / kStep + 1) % 2];
-    find_rows_ahead(after, step + 3 * kStep);
-    const int num_steps = kScoreVectors + (v_chunks_ + k_tiles_) * kTiles * kStepsATile;
-    prefetch_.start(next, &after, static_cast<std::size_t>(num_steps));
-  }
-
   // Scores of a step are computed in parts, a K tile of 32 dims against each of two tiles of tokens, in the midst of
   // the weighted sum of the step before: neither the matrix unit nor the vector unit waits for the other.
 
   int num_score_parts() const noexcept { return (kTiles + 1) / 2 * k_tiles_; }
 
   void begin_scores(std::int64_t step) noexcept {
-    for (int u = 0; u < kTiles; ++u) tiles_[now_ ^ 1][u] = tile_rows(step + u * kTileRows, u);
+    rows_.find(step, now_ ^ 1);
     next_part_ = 0;
   }
 
@@ -246,8 +161,8 @@ class DecodeTask {
         tile_zero<0>();
         if constexpr (kTiles > 1) tile_zero<1>();
       }
-      const TileRows& a = tiles_[now_ ^ 1][u];
-      const TileRows& b = tiles_[now_ ^ 1][kTiles == 1 ? 0 : u + 1];
+      const TileRows& a = rows_.tile(now_ ^ 1, u);
+      const TileRows& b = rows_.tile(now_ ^ 1, kTiles == 1 ? 0 : u + 1);
       for (int term = 0; term < terms_; ++term) {
         tile_load<3>(scratch_.queries + (i * terms_ + term) * kTileBytes, kColumns * 4);
         tile_load<2>(a.k + i * kTileRowBytes, a.k_stride);
@@ -267,88 +182,11 @@ class DecodeTask {
     if constexpr (kTiles > 1) tile_store<1>(scores + (u + 1) * kTileRows * kColumns, kColumns * 4);
   }
 
-  /// Scores to weights 2^(logit - max) in place; carries max and sum. True if some column's maximum grew:
-  /// `correction_`.
+  /// Scores of the next step to weights; true if the sums are to be rescaled.
   bool end_scores(std::int64_t step) noexcept {
     store_scores((kTiles - 1) / 2 * 2);
-    float* const scores = scratch_.scores[now_ ^ 1];
-    if (!is_plain_) {
-      bend_scores(scores, step);
-    } else {
-      const __m512 scale = _mm512_set1_ps(params_.sm_scale * kLog2E);
-      for (int i = 0; i < kScoreVectors; ++i) {
-        _mm512_store_ps(scores + i * 16, _mm512_mul_ps(_mm512_load_ps(scores + i * 16), scale));
-      }
-    }
-    if (step < last_first_key_ || step + kStep > first_end_key_) hide_scores(scores, step);
-    __m512 max = max_;
-    for (int i = 0; i < kScoreVectors; ++i) max = _mm512_max_ps(max, _mm512_load_ps(scores + i * 16));
-    max = fold_max(max);
-    const __mmask16 grown = _mm512_cmp_ps_mask(max, max_, _CMP_GT_OQ);
-    correction_ = _mm512_mask_mov_ps(_mm512_set1_ps(1.f), grown, exp2_exact(_mm512_sub_ps(max_, max)));
-    max_ = max;
-    __m512 sum = _mm512_mul_ps(sum_, correction_);
-    for (int i = 0; i < kScoreVectors; ++i) {
-      const __m512 weight = exp2_exact(_mm512_sub_ps(_mm512_load_ps(scores + i * 16), max));
-      sum = _mm512_add_ps(sum, weight);
-      _mm512_store_ps(scores + i * 16, weight);
-      prefetch_.step();
-    }
-    sum_ = sum;
-    return grown != 0;
-  }
-
-  __m512i tokens_of_vector(std::int64_t step, int vector) const noexcept {
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i token = _mm512_srli_epi32(lane, static_cast<unsigned>(__builtin_ctz(kColumns)));
-    return _mm512_add_epi32(token, _mm512_set1_epi32(static_cast<int>(step) + vector * kTokensAVector));
-  }
-
-  /// Soft cap, ALiBi and mask; leaves logits in base 2.
-  void bend_scores(float* scores, std::int64_t step) noexcept {
-    const bool has_mask = params_.mask_kind != MaskKind::kNone;
-    if (has_mask) spread_mask(step);
-    const float cap = params_.logits_soft_cap;
-    const __m512 scale = _mm512_set1_ps(kLog2E * (cap > 0 ? 2 * params_.sm_scale / cap : params_.sm_scale));
-    const __m512i position = _mm512_load_si512(lane_position_);
-    const __m512 slope = _mm512_mul_ps(_mm512_load_ps(lane_slope_), _mm512_set1_ps(kLog2E));
-    for (int i = 0; i < kScoreVectors; ++i) {
-      __m512 x = _mm512_mul_ps(_mm512_load_ps(scores + i * 16), scale);
-      if (cap > 0) x = soft_cap(x, _mm512_set1_ps(cap * kLog2E), _mm512_set1_ps(2 * cap * kLog2E));
-      const __m512i distance = _mm512_sub_epi32(tokens_of_vector(step, i), position);
-      x = _mm512_fmadd_ps(slope, _mm512_cvtepi32_ps(distance), x);
-      if (has_mask) x = add_mask(x, _mm512_load_ps(scratch_.mask + i * 16));
-      _mm512_store_ps(scores + i * 16, x);
-    }
-  }
-
-  /// mask [step][columns] from the mask rows of the columns; heads that share a row's mask are expanded again, in L1.
-  void spread_mask(std::int64_t step) noexcept {
-    alignas(64) float entries[16];
-    for (int u = 0; u < kTiles; ++u) {
-      const std::int64_t token = step + u * kTileRows;
-      const std::int64_t count = std::min<std::int64_t>(kTileRows, task_.kv_end - token);
-      for (int c = 0; c < kColumns; ++c) {
-        __m512 logits = _mm512_setzero_ps();
-        if (c < num_columns_ && count > 0) {
-          const std::int64_t entry =
-              task_.mask_offset + row_of(c) * task_.mask_row_stride + head_of(c) * task_.mask_head_stride + token;
-          logits = mask_logits(params_.mask_kind, task_.mask, entry, static_cast<int>(count));
-        }
-        _mm512_store_ps(entries, logits);
-        for (int t = 0; t < kTileRows; ++t) scratch_.mask[(u * kTileRows + t) * kColumns + c] = entries[t];
-      }
-    }
-  }
-
-  /// Keys outside a column's range get the hidden logit: ragged ends, causality, window.
-  void hide_scores(float* scores, std::int64_t step) const noexcept {
-    const __m512i first = _mm512_load_si512(lane_first_), end = _mm512_load_si512(lane_end_);
-    for (int i = 0; i < kScoreVectors; ++i) {
-      const __m512i token = tokens_of_vector(step, i);
-      const __mmask16 hidden = _mm512_cmplt_epi32_mask(token, first) | _mm512_cmpge_epi32_mask(token, end);
-      _mm512_mask_storeu_ps(scores + i * 16, hidden, _mm512_set1_ps(kHiddenLogit));
-    }
+    return softmax_.weigh(scratch_.scores[now_ ^ 1], step,
+                          [this]() __attribute__((always_inline)) { prefetch_.step(); });
   }
 
   float* sum_tile(int chunk, int tile) const noexcept {
@@ -362,7 +200,7 @@ class DecodeTask {
 
   void rescale_sums() noexcept {
     alignas(64) float factor[16];
-    _mm512_store_ps(factor, correction_);
+    _mm512_store_ps(factor, softmax_.correction());
     for (int tile = 0; tile < v_chunks_ * kSumTiles; ++tile) {
       float* row = sum_tile(0, tile);
       for (int i = 0; i < num_sums(); ++i, row += 16) {
@@ -380,7 +218,7 @@ class DecodeTask {
       tile_load<6>(sum_tile(chunk, 0), kTileRowBytes);
       if constexpr (kSumTiles == 2) tile_load<7>(sum_tile(chunk, 1), kTileRowBytes);
       for (int u = 0; u < kTiles; ++u) {
-        const TileRows& rows = tiles_[now_][u];
+        const TileRows& rows = rows_.tile(now_, u);
         const std::byte* weights = scratch_.weights + u * kSumTiles * kTileBytes;
         tile_load<5>(rows.v + chunk * kTileRowBytes, rows.v_stride);
         tile_load<4>(weights, kTileRowBytes);
@@ -395,7 +233,6 @@ class DecodeTask {
       if constexpr (kSumTiles == 2) tile_store<7>(sum_tile(chunk, 1), kTileRowBytes);
     }
   }
-  static constexpr int kStepsATile = 4;  // of the prefetcher
 
   bool sums_are_finite() const noexcept {
     __m512 nothing = _mm512_setzero_ps();  // 0 times each sum
@@ -408,33 +245,15 @@ class DecodeTask {
     return _mm512_cmp_ps_mask(nothing, nothing, _CMP_UNORD_Q) == 0;
   }
 
-  /// Rows of V that hold an infinity or a NaN become zeros, to be added by themselves to the columns that see them.
-  void set_exceptions_aside(std::int64_t step) noexcept {
-    num_exceptions_ = 0;
-    const std::int64_t v_bytes = v_chunks_ * 64, end = std::min(step + kStep, task_.kv_end);
-    for (std::int64_t token = std::max(step, task_.kv_begin); token < end; ++token) {
-      const int index = static_cast<int>(token - step), tile = index / kTileRows, row = index % kTileRows;
-      TileRows& rows = tiles_[now_][tile];
-      if (is_finite_row(rows.v + row * rows.v_stride, DType::bf16, params_.v_head_dim)) continue;
-      std::byte* const copy = scratch_.v_rows[now_] + tile * kTileRows * v_bytes;
-      for (int r = 0; rows.v != copy && r < kTileRows; ++r) {
-        copy_row(copy + r * v_bytes, rows.v + r * rows.v_stride, rows_.v_bytes, v_bytes);
-      }
-      rows.v = copy, rows.v_stride = v_bytes;
-      std::memset(copy + row * v_bytes, 0, static_cast<std::size_t>(v_bytes));
-      exceptions_[num_exceptions_++] = {index, rows_.at(token).v};
-    }
-  }
-
   void add_exceptions() noexcept {
     const __m512i odd_bits = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    for (int i = 0; i < num_exceptions_; ++i) {
+    for (const auto& exception : rows_) {
       for (int c = 0; c < num_columns_; ++c) {
-        const float weight = scratch_.scores[now_][exceptions_[i].index * kColumns + c];
+        const float weight = scratch_.scores[now_][exception.index * kColumns + c];
         if (weight == 0) continue;
         for (int chunk = 0; chunk < v_chunks_; ++chunk) {
           const __mmask32 lanes = first_lanes32(static_cast<int>(params_.v_head_dim) - chunk * 32);
-          const __m512i v = _mm512_maskz_loadu_epi16(lanes, exceptions_[i].v + chunk * 64);
+          const __m512i v = _mm512_maskz_loadu_epi16(lanes, exception.v + chunk * 64);
           add_weighted(even_sums(chunk) + c * 16, weight, _mm512_slli_epi32(v, 16));
           add_weighted(odd_sums(chunk) + c * 16, weight, _mm512_and_si512(v, odd_bits));
         }
@@ -465,36 +284,8 @@ class DecodeTask {
     }
   }
 
-  /// Over the lanes that hold the same column.
-  static __m512 fold_max(__m512 x) noexcept {
-    if constexpr (kColumns <= 8) x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
-    if constexpr (kColumns <= 4) x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
-    if constexpr (kColumns <= 2) x = _mm512_max_ps(x, _mm512_permute_ps(x, 0x4e));
-    if constexpr (kColumns <= 1) x = _mm512_max_ps(x, _mm512_permute_ps(x, 0xb1));
-    return x;
-  }
-  static __m512 fold_sum(__m512 x) noexcept {
-    if constexpr (kColumns <= 8) x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
-    if constexpr (kColumns <= 4) x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
-    if constexpr (kColumns <= 2) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
-    if constexpr (kColumns <= 1) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
-    return x;
-  }
-
-  /// Divides by the sums, lets the sinks join, writes rows and lse.
-  void finish() noexcept {
-    alignas(64) float max[16], sum[16];
-    _mm512_store_ps(max, max_);
-    _mm512_store_ps(sum, fold_sum(sum_));
-    for (int c = 0; c < num_columns_; ++c) {
-      const RowEnd end = end_row(params_, task_, head_of(c), max[c], sum[c]);
-      write_row(c, end.factor);
-      write_lse(params_, task_, row_of(c), head_of(c), end.lse);
-    }
-  }
-
   void write_row(int column, float factor) noexcept {
-    const OutputRow out = output_row(params_, task_, row_of(column), head_of(column));
+    const OutputRow out = output_row(params_, task_, softmax_.row_of(column), softmax_.head_of(column));
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     const int dim = static_cast<int>(params_.v_head_dim);
@@ -512,28 +303,15 @@ class DecodeTask {
 
   const AttendParams& params_;
   const AttendTask& task_;
-  const KvRows rows_;
   const DecodeScratch scratch_;
+  const KvRows kv_rows_;
+  StepRows<kTiles> rows_;
+  DecodeSoftmax<kTiles, kColumns> softmax_;
+  StepPrefetcher<kStep> prefetch_;
   const int num_columns_, k_tiles_, v_chunks_, terms_;
-  const bool is_plain_;                          // neither soft cap nor ALiBi nor mask
-  std::int64_t first_key_, end_key_;             // visible to some column
-  std::int64_t last_first_key_, first_end_key_;  // between them: visible to all
-  alignas(64) std::int32_t lane_first_[16], lane_end_[16], lane_position_[16] = {};
-  alignas(64) float lane_slope_[16];
-  __m512 max_, sum_, correction_;  // of the lane's column; sums are a lane's own until the end
-  TileRows tiles_[2][std::size_t{kTiles}];
-  std::size_t now_ = 1;  // half of the pairs above and in scratch that holds the step at hand; the other, the next one
-  /// A token of the step whose V is not finite, and that row.
-  struct Exception {
-    int index;
-    const std::byte* v;
-  };
+  std::size_t now_ = 1;  // half of scores and rows that holds the step at hand; the other, the next one
   bool sets_exceptions_aside_ = false;
-  int num_exceptions_ = 0;
-  Exception exceptions_[std::size_t{kStep}];
-  int next_part_ = 0;             // of the next step's scores
-  RowsAhead ahead_[2];            // of the step that is being prefetched and of the one behind it
-  StreamPrefetcher<4> prefetch_;  // more are slower here: the tile loads make streams of their own
+  int next_part_ = 0;  // of the next step's scores
 };
 
 template <int kTiles>

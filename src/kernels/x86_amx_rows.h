@@ -196,12 +196,17 @@ PAGEDKV_AMX_INLINE bool is_exact(const AttendParams& params) noexcept {
   return params.kv_dtype == DType::f16 && !params.f16_as_bf16;
 }
 
+/// bf16 terms that sum up exactly to an element, cut off one after the other.
+PAGEDKV_AMX_INLINE int exact_terms(DType dtype) noexcept {
+  return dtype == DType::f32 ? 3 : dtype == DType::f16 ? 2 : 1;
+}
+
 /// A query row as bf16. A bf16 row is exact in one term. Beside bf16 pages f32 and f16 rows are split into two (value
 /// and remainder: 16 bits of mantissa), at the price of twice the products with K; beside f16 pages, exactly; beside
 /// f16 pages that are rounded, they are rounded too.
 PAGEDKV_AMX_INLINE int query_terms(const AttendParams& params) noexcept {
   if (params.q_dtype == DType::bf16 || params.f16_as_bf16) return 1;
-  return is_exact(params) && params.q_dtype == DType::f32 ? 3 : 2;
+  return is_exact(params) ? exact_terms(params.q_dtype) : 2;
 }
 
 /// Elements [first, first + 32) of a row of `dim` as bf16, cut off after `term` terms, zeros from `dim` on.

@@ -14,6 +14,11 @@ std::size_t decode_scratch(const AttendParams& params, std::int32_t) noexcept {
 }
 constexpr AttendKernel kDecode = {amx::attend_decode, decode_scratch, amx::kDecodeColumns};
 
+std::size_t split_decode_scratch(const AttendParams& params, std::int32_t) noexcept {
+  return amx::split_decode_scratch_bytes(params);
+}
+constexpr AttendKernel kSplitDecode = {amx::attend_split_decode, split_decode_scratch, amx::kDecodeColumns};
+
 std::size_t prefill_scratch(const AttendParams& params, std::int32_t) noexcept {
   return amx::prefill_scratch_bytes(params);
 }
@@ -23,9 +28,16 @@ constexpr AttendKernel kPrefill[] = {
     {amx::attend_prefill, prefill_scratch, 256},  {amx::attend_prefill, prefill_scratch, 128},
     {amx::attend_prefill, prefill_scratch, 64},   {amx::attend_prefill, prefill_scratch, 32}};
 
-// Up to so many columns AVX-512 is faster over f16 pages: tiles must be packed, and at f32 precision take 4 to 6
-// products for one.
+// Up to so many columns over f16 pages prefill is slower than AVX-512: tiles must be packed, and at f32 precision take
+// 4 to 6 products for one.
 std::int64_t f16_columns(const AttendParams& params) noexcept { return params.f16_as_bf16 ? amx::kDecodeColumns : 32; }
+
+// True if so many columns make decode worth cutting K and V into terms: with fewer AVX-512 is as fast, or faster. Rows
+// that are not whole tiles would have to be copied first.
+bool split_decode_pays(const AttendParams& params, std::int64_t columns) noexcept {
+  if ((params.head_dim | params.v_head_dim) % 32 != 0) return false;
+  return columns >= (params.head_dim + std::uint64_t{params.v_head_dim} >= 1024 ? 9 : 13);
+}
 
 const AttendKernel* prefill_for(std::uint32_t group) noexcept {
   const AttendKernel* kernel = kPrefill;
@@ -38,12 +50,13 @@ const AttendKernel* prefill_for(std::uint32_t group) noexcept {
 const AttendKernel* find_amx_attend(const AttendParams& params, std::int64_t q_len) noexcept {
   if (params.kv_dtype == DType::f32) return nullptr;
   // Columns are the rows of the sequence times the heads of the group; both factors are at most 2^32.
-  if (params.kv_dtype == DType::f16) {  // in bf16, which pays from some columns on
-    const std::int64_t few = f16_columns(params);
-    return q_len > few || q_len * params.group > few ? prefill_for(params.group) : nullptr;
+  const auto has_more_columns = [&](std::int64_t than) { return q_len > than || q_len * params.group > than; };
+  const bool is_decode = !has_more_columns(amx::kDecodeColumns);
+  if (params.kv_dtype == DType::f16) {  // in bf16 terms, which pays from some columns on
+    if (has_more_columns(f16_columns(params))) return prefill_for(params.group);
+    return is_decode && split_decode_pays(params, q_len * params.group) ? &kSplitDecode : nullptr;
   }
-  if (q_len <= amx::kDecodeColumns && q_len * params.group <= amx::kDecodeColumns) return &kDecode;
-  return prefill_for(params.group);
+  return is_decode ? &kDecode : prefill_for(params.group);
 }
 #else
 const AttendKernel* find_amx_attend(const AttendParams&, std::int64_t) noexcept { return nullptr; }

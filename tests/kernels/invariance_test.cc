@@ -46,7 +46,7 @@ TEST_P(Invariance, ToPlacementAndSizeOfPages) {
 }
 
 TEST_P(Invariance, OfLongDecodesToThreadsPagesAndBatchForEveryGroup) {
-  for (const std::uint32_t group : {1U, 4U, 8U}) {
+  for (const std::uint32_t group : {1U, 4U, 8U, 16U}) {
     const auto with_group = [group](std::vector<SequenceShape> sequences) {
       ProblemShape shape = make(std::move(sequences));
       shape.config.num_q_heads = group;

@@ -104,7 +104,7 @@ TEST(MemorySafety, EveryMaskStaysInsideItsArrays) {
 }
 
 TEST(MemorySafety, GroupsOfEverySizeStayInsideTheirArrays) {
-  for (const std::uint32_t group : {1U, 3U, 8U, 17U}) {
+  for (const std::uint32_t group : {1U, 3U, 8U, 16U, 17U}) {
     SCOPED_TRACE(group);
     ProblemShape shape;
     shape.config.num_kv_heads = 1;
@@ -124,10 +124,13 @@ TEST(MemorySafety, SequenceOf131072TokensIsExact) {
 
 TEST(MemorySafety, SubnormalNumbersAreAsSmallAsTheyAre) {
   const auto scaled = [](float q, float k, float v) {
-    ProblemShape shape;
-    shape.sequences = {{100, 1}, {40, 9}};
-    shape.q_scale = q, shape.k_scale = k, shape.v_scale = v;
-    expect_oracle_at_both_edges(shape);
+    for (const std::uint32_t num_q_heads : {4U, 32U}) {
+      ProblemShape shape;
+      shape.config.num_q_heads = num_q_heads;
+      shape.sequences = {{100, 1}, {40, 9}};
+      shape.q_scale = q, shape.k_scale = k, shape.v_scale = v;
+      expect_oracle_at_both_edges(shape);
+    }
   };
   scaled(1, 1, 1e-39F);  // subnormal in f32 and bf16, nothing in f16
   scaled(1, 1, 1e-6F);   // subnormal in f16

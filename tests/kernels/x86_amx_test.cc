@@ -18,29 +18,37 @@ std::string describe(const AttendShape& s) {
          std::to_string(s.causal) + " window " + std::to_string(s.window_left) + " cap " + std::to_string(s.soft_cap) +
          " alibi " + std::to_string(s.alibi) + " sinks " + std::to_string(s.sinks) + " mask " +
          std::to_string(static_cast<int>(s.mask)) + " nhd " + std::to_string(s.interleaved_heads) + " q " +
-         to_string(s.q_dtype) + " out " + to_string(s.out_dtype) + " scale " + std::to_string(s.query_scale);
+         to_string(s.q_dtype) + " kv " + to_string(s.kv_dtype) + " out " + to_string(s.out_dtype) + " scale " +
+         std::to_string(s.query_scale);
 }
 
 // Weights are rounded to bf16 before they meet V ~ N(0, 1), each by at most 2^-8 of itself: so the error of an output
 // is at most 2^-8 max|v|, and its root mean square, over many elements, 2^-8 / sqrt(3) of the outputs' at most. The
-// fast exponential adds 7.5e-5. A bf16 output is off by 2^-8 of itself again.
+// fast exponential adds 7.5e-5. A bf16 output is off by 2^-8 of itself again. Over f16 pages nothing is rounded to
+// bf16; what f32 rounds grows with the logits.
 constexpr double kLargestValue = 5.0;
+constexpr double kExactError = 1e-5;
 
 void expect_near(const AttendShape& shape, const AttendCase::Result& got, const AttendCase::Result& want) {
   ASSERT_EQ(got.out.size(), want.out.size());
   const double rounding = shape.out_dtype == DType::bf16 ? 1.0 / 256 : shape.out_dtype == DType::f16 ? 1.0 / 2048 : 0;
+  const bool is_exact = shape.kv_dtype == DType::f16 && !shape.f16_as_bf16;
+  const double largest = is_exact ? kExactError * shape.query_scale : kLargestValue / 256;
   double squared_error = 0, squared_out = 0;
   for (std::size_t i = 0; i < want.out.size(); ++i) {
     const double out = want.out[i], error = static_cast<double>(got.out[i]) - out;
-    ASSERT_LE(std::abs(error), kLargestValue / 256 + rounding * std::abs(out)) << describe(shape) << " element " << i;
+    ASSERT_LE(std::abs(error), largest + rounding * std::abs(out)) << describe(shape) << " element " << i;
     squared_error += error * error, squared_out += out * out;
   }
-  ASSERT_LE(std::sqrt(squared_error), (3e-3 + rounding) * std::sqrt(squared_out)) << describe(shape);
+  ASSERT_LE(std::sqrt(squared_error),
+            ((is_exact ? kExactError * shape.query_scale : 3e-3) + rounding) * std::sqrt(squared_out))
+      << describe(shape);
   for (std::size_t i = 0; i < want.lse.size(); ++i) {
     if (std::isinf(want.lse[i])) {
       ASSERT_EQ(got.lse[i], want.lse[i]) << describe(shape) << " row " << i;
     } else {
-      ASSERT_NEAR(got.lse[i], want.lse[i], 2e-4 + 2e-6 * std::abs(want.lse[i])) << describe(shape) << " row " << i;
+      ASSERT_NEAR(got.lse[i], want.lse[i], (is_exact ? kExactError : 2e-4) + 2e-6 * std::abs(want.lse[i]))
+          << describe(shape) << " row " << i;
     }
   }
 }
@@ -59,6 +67,19 @@ class AmxKernel : public ::testing::Test {
   static void check(const AttendShape& shape) {
     AttendCase test_case(shape);
     expect_near(shape, test_case.run(kernel_for(test_case, shape.num_rows)), test_case.expected());
+  }
+
+  // A decode over bf16 pages and, with more columns than are left to AVX-512, over f16 pages.
+  static void check_decode(AttendShape shape) {
+    check(shape);
+    shape.kv_dtype = DType::f16;
+    if (shape.num_rows * static_cast<std::int32_t>(shape.group) < 9) return;
+    AttendCase test_case(shape);
+    if (kernels::find_amx_attend(test_case.params(), shape.num_rows) == nullptr) return;
+    for (const DType queries : {DType::f32, shape.q_dtype}) {
+      shape.q_dtype = queries;
+      check(shape);
+    }
   }
 
   // Every kind of mask, with and without heads of its own, and positions other than the last ones.
@@ -82,29 +103,29 @@ class AmxKernel : public ::testing::Test {
 TEST_F(AmxKernel, DecodeMatchesOracleForEveryGroup) {
   for (std::uint32_t group = 1; group <= 16; ++group) {
     for (const std::int64_t len : {1, 15, 16, 17, 33, 64, 100, 300}) {
-      check({.group = group, .kv_len = len, .seed = group});
-      check({.group = group, .head_dim = 64, .v_head_dim = 64, .kv_len = len, .seed = group});
-      check({.group = group, .head_dim = 256, .v_head_dim = 256, .kv_len = len, .seed = group});
+      check_decode({.group = group, .kv_len = len, .seed = group});
+      check_decode({.group = group, .head_dim = 64, .v_head_dim = 64, .kv_len = len, .seed = group});
+      check_decode({.group = group, .head_dim = 256, .v_head_dim = 256, .kv_len = len, .seed = group});
     }
   }
 }
 
 TEST_F(AmxKernel, DecodeMatchesOracleForEveryHeadDim) {
-  for (const std::uint32_t group : {1U, 4U, 6U, 12U}) {
+  for (const std::uint32_t group : {1U, 4U, 6U, 13U}) {
     for (const std::uint32_t dim : {1U, 7U, 16U, 31U, 32U, 40U, 80U, 96U, 112U, 160U, 192U, 576U}) {
-      check({.group = group, .head_dim = dim, .v_head_dim = dim, .kv_len = 70});
-      check({.group = group, .head_dim = dim, .v_head_dim = 64, .kv_len = 70});
-      check({.group = group, .head_dim = 128, .v_head_dim = dim, .kv_len = 70});
+      check_decode({.group = group, .head_dim = dim, .v_head_dim = dim, .kv_len = 70});
+      check_decode({.group = group, .head_dim = dim, .v_head_dim = 64, .kv_len = 70});
+      check_decode({.group = group, .head_dim = 128, .v_head_dim = dim, .kv_len = 70});
     }
   }
-  check({.group = 16, .head_dim = 576, .v_head_dim = 512, .kv_len = 200, .values_in_keys = true});
+  check_decode({.group = 16, .head_dim = 576, .v_head_dim = 512, .kv_len = 200, .values_in_keys = true});
 }
 
 TEST_F(AmxKernel, DecodeMatchesOracleForEveryPageSizeAndLayout) {
   for (const std::uint32_t page_size : {1U, 3U, 5U, 16U, 24U, 32U, 64U, 256U}) {
     for (const bool interleaved : {false, true}) {
       for (const std::uint32_t group : {1U, 3U, 7U, 16U}) {
-        check({.group = group, .page_size = page_size, .kv_len = 211, .interleaved_heads = interleaved});
+        check_decode({.group = group, .page_size = page_size, .kv_len = 211, .interleaved_heads = interleaved});
       }
     }
   }
@@ -118,14 +139,19 @@ TEST_F(AmxKernel, DecodeMatchesOracleForEveryVariant) {
       for (const std::int32_t window : {0, 1, 20, 64}) {
         AttendShape shape = plain;
         shape.window_left = window;
-        check(shape);
+        check_decode(shape);
         shape.alibi = shape.sinks = true, shape.soft_cap = 5;
-        check(shape);
+        check_decode(shape);
       }
       check_masks_and_positions(plain);
+      if (rows * static_cast<std::int32_t>(group) >= 13) {  // as many as decode takes over f16 pages
+        AttendShape f16 = plain;
+        f16.kv_dtype = DType::f16, f16.q_dtype = DType::f32;
+        check_masks_and_positions(f16);
+      }
       AttendShape peaky = plain;
       peaky.query_scale = 40;
-      check(peaky);
+      check_decode(peaky);
     }
   }
 }
@@ -133,7 +159,8 @@ TEST_F(AmxKernel, DecodeMatchesOracleForEveryVariant) {
 TEST_F(AmxKernel, DecodeTakesQueriesAndOutputsOfEveryFormat) {
   for (const DType q : {DType::f32, DType::f16, DType::bf16}) {
     for (const DType out : {DType::f32, DType::f16, DType::bf16}) {
-      for (const std::uint32_t group : {3U, 9U}) check({.group = group, .kv_len = 90, .q_dtype = q, .out_dtype = out});
+      for (const std::uint32_t group : {3U, 9U})
+        check_decode({.group = group, .kv_len = 90, .q_dtype = q, .out_dtype = out});
     }
   }
 }
