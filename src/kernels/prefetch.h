@@ -13,6 +13,7 @@
 namespace pagedkv::kernels {
 
 inline constexpr std::ptrdiff_t kLineBytes = 64;
+inline constexpr std::ptrdiff_t kOsPageBytes = 4096;
 
 /// Rows that will be read soon, cut where an OS page ends. Plain data; adds what fits, since all of it is a hint.
 class RowsAhead {
@@ -49,8 +50,6 @@ class RowsAhead {
   const Piece* end() const noexcept { return pieces_ + num_pieces_; }
 
  private:
-  static constexpr std::ptrdiff_t kOsPageBytes = 4096;
-
   static std::ptrdiff_t misalignment(const std::byte* at, std::ptrdiff_t alignment) noexcept {
     return static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(at) % static_cast<std::uintptr_t>(alignment));
   }

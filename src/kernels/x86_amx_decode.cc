@@ -1,4 +1,4 @@
-// Decode over bf16 pages with AMX: at most 16 query columns against every key, at the speed of the read.
+// Decode over bf16 pages with AMX: 3 to 16 query columns against every key, at the speed of the read.
 //
 // A step is 16, 32 or 64 tokens (mostly 16 KiB of K and V), at absolute positions. S = K q^T takes K rows in place as
 // the A tile and q^T as B; the softmax runs down the columns in f32; V stands in place as the B tile, with weights as
@@ -42,7 +42,7 @@ struct DecodeScratch {
   }
 };
 
-/// One task. kTiles: 16-token tiles a step. kColumns: columns of the tiles, a power of two.
+/// One task. kTiles: 16-token tiles a step. kColumns: columns of the tiles, 4, 8 or 16.
 template <int kTiles, int kColumns>
 class DecodeTask {
  public:
@@ -60,11 +60,14 @@ class DecodeTask {
         terms_(query_terms(params)) {}
 
   void run() noexcept {
+    rows_.place_last_tiles(true);
     attend();
     // V stands in place, two dimensions and all columns side by side: an infinity or a NaN spreads to its neighbours.
-    // This is rare and shows in the sums; then all is done again with such rows of V apart.
+    // One of K becomes a NaN beside zeros of the query. This is rare and shows in the sums; then all is done again with
+    // such rows of V apart, and K beside zeros of its own.
     if (!sums_are_finite()) [[unlikely]] {
       sets_exceptions_aside_ = true;
+      rows_.place_last_tiles(false);
       attend();
     }
     softmax_.finish([this](int column, float factor) { write_row(column, factor); });
@@ -102,7 +105,7 @@ class DecodeTask {
 
   static constexpr int kStep = kTiles * kTileRows;
   static constexpr int kSoftmaxSteps = DecodeSoftmax<kTiles, kColumns>::kVectors;  // of the prefetcher
-  static constexpr int kStepsATile = 4;
+  static constexpr int kStepsATile = 4;  // between the tile loads, which wait for the same line buffers
   // V stands in place as a B tile: a dword is an even and an odd dimension of one token. A row of A with weights in its
   // even places sums the even dimensions, one with weights in its odd places the odd ones. Rows that are free otherwise
   // hold what bf16 leaves of the weights, so that few columns get weights of 16 bits.
@@ -126,7 +129,8 @@ class DecodeTask {
   /// Rows of a tile of sums: [even, odd][term][column], or [column] if even and odd have tiles of their own.
   int num_sums() const noexcept { return num_columns_ * kWeightTerms * (kSumTiles == 1 ? 2 : 1); }
 
-  /// q^T as B tiles: dword (pair p, column c) holds elements 2p, 2p + 1 of column c.
+  /// q^T as B tiles: dword (pair p, column c) holds elements 2p, 2p + 1 of column c; zeros where the last tile of a row
+  /// repeats dims of the one before.
   void pack_queries() noexcept {
     std::memset(scratch_.queries, 0, static_cast<std::size_t>(k_tiles_ * terms_) * kTileBytes);
     alignas(64) std::uint32_t pairs[16];
@@ -135,7 +139,10 @@ class DecodeTask {
                              row_offset(params_, task_, softmax_.row_of(c), softmax_.head_of(c), params_.head_dim) *
                                  static_cast<int>(size_of(params_.q_dtype));
       for (int i = 0; i < k_tiles_ * terms_; ++i) {
-        _mm512_store_si512(pairs, query_piece(params_, row, i / terms_ * 32, i % terms_));
+        const int first = rows_.key_dim(i / terms_);
+        const __mmask32 repeated = first_lanes32(i / terms_ * 32 - first);
+        const __m512i piece = query_piece(params_, row, first, i % terms_);
+        _mm512_store_si512(pairs, _mm512_maskz_mov_epi16(~repeated, piece));
         auto* to = reinterpret_cast<std::uint32_t*>(scratch_.queries + i * kTileBytes);
         for (int p = 0; p < 16; ++p) to[p * kColumns + c] = pairs[p];
       }
@@ -163,18 +170,24 @@ class DecodeTask {
       }
       const TileRows& a = rows_.tile(now_ ^ 1, u);
       const TileRows& b = rows_.tile(now_ ^ 1, kTiles == 1 ? 0 : u + 1);
+      const int offset = 2 * rows_.key_dim(i);
       for (int term = 0; term < terms_; ++term) {
         tile_load<3>(scratch_.queries + (i * terms_ + term) * kTileBytes, kColumns * 4);
-        tile_load<2>(a.k + i * kTileRowBytes, a.k_stride);
+        tile_load<2>(a.k + offset, a.k_stride);
+        if (term == 0) prefetch_some();
         tile_dot<0, 2, 3>();
         if constexpr (kTiles > 1) {
-          tile_load<2>(b.k + i * kTileRowBytes, b.k_stride);
+          if (term == 0) prefetch_some();
+          tile_load<2>(b.k + offset, b.k_stride);
+          if (term == 0) prefetch_some();
           tile_dot<1, 2, 3>();
         }
       }
-      for (int j = 0; j < std::min(kTiles, 2) * kStepsATile; ++j) prefetch_.step();
+      prefetch_some();
     }
   }
+
+  PAGEDKV_AMX_INLINE void prefetch_some() noexcept { prefetch_.step(), prefetch_.step(); }
 
   void store_scores(int u) noexcept {
     float* const scores = scratch_.scores[now_ ^ 1];
@@ -217,17 +230,19 @@ class DecodeTask {
       score(num_score_parts() * (chunk + 1) / v_chunks_);
       tile_load<6>(sum_tile(chunk, 0), kTileRowBytes);
       if constexpr (kSumTiles == 2) tile_load<7>(sum_tile(chunk, 1), kTileRowBytes);
+      const int offset = 2 * rows_.value_dim(chunk);
       for (int u = 0; u < kTiles; ++u) {
         const TileRows& rows = rows_.tile(now_, u);
         const std::byte* weights = scratch_.weights + u * kSumTiles * kTileBytes;
-        tile_load<5>(rows.v + chunk * kTileRowBytes, rows.v_stride);
+        tile_load<5>(rows.v + offset, rows.v_stride);
+        prefetch_some();
         tile_load<4>(weights, kTileRowBytes);
         tile_dot<6, 4, 5>();
         if constexpr (kSumTiles == 2) {
           tile_load<4>(weights + kTileBytes, kTileRowBytes);
           tile_dot<7, 4, 5>();
         }
-        for (int i = 0; i < kStepsATile; ++i) prefetch_.step();
+        prefetch_some();
       }
       tile_store<6>(sum_tile(chunk, 0), kTileRowBytes);
       if constexpr (kSumTiles == 2) tile_store<7>(sum_tile(chunk, 1), kTileRowBytes);
@@ -296,8 +311,9 @@ class DecodeTask {
     };
     for (int chunk = 0; chunk < v_chunks_; ++chunk) {
       const __m512 even = sum_of(even_sums(chunk)), odd = sum_of(odd_sums(chunk));
-      out.store(chunk * 32, dim, _mm512_permutex2var_ps(even, low, odd));
-      out.store(chunk * 32 + 16, dim, _mm512_permutex2var_ps(even, high, odd));
+      const int first = rows_.value_dim(chunk);
+      out.store(first, dim, _mm512_permutex2var_ps(even, low, odd));
+      out.store(first + 16, dim, _mm512_permutex2var_ps(even, high, odd));
     }
   }
 
@@ -317,8 +333,8 @@ class DecodeTask {
 template <int kTiles>
 void attend_step(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept {
   switch (task.num_rows * static_cast<int>(params.group)) {
-    case 1: return DecodeTask<kTiles, 1>(params, task, scratch).run();
-    case 2: return DecodeTask<kTiles, 2>(params, task, scratch).run();
+    case 1:
+    case 2:
     case 3:
     case 4: return DecodeTask<kTiles, 4>(params, task, scratch).run();
     case 5:

@@ -63,8 +63,26 @@ class StepRows {
         rows_(rows),
         copies_(copies),
         k_bytes_(ceil_to(static_cast<int>(params.head_dim), 32) * 2),
-        v_bytes_(ceil_to(static_cast<int>(params.v_head_dim), 32) * 2),
-        is_whole_((params.head_dim | params.v_head_dim) % 32 == 0) {}
+        v_bytes_(ceil_to(static_cast<int>(params.v_head_dim), 32) * 2) {
+    place_last_tiles(false);
+  }
+
+  /// Lets tiles take rows that are not whole tiles wide in place, or not (the default: such rows are copied beside
+  /// zeros). A tile in place reads no more than its row: the last one begins earlier, and repeats dims of the one
+  /// before.
+  void place_last_tiles(bool in_place) noexcept {
+    const auto last = [in_place](std::uint32_t dim) {
+      const int end = static_cast<int>(dim);
+      return (in_place && end >= 32 ? end : ceil_to(end, 32)) - 32;
+    };
+    last_key_dim_ = last(params_.head_dim), last_value_dim_ = last(params_.v_head_dim);
+    are_in_place_ = last_key_dim_ + 32 == static_cast<int>(params_.head_dim) &&
+                    last_value_dim_ + 32 == static_cast<int>(params_.v_head_dim);
+  }
+
+  /// The first dim of tile `i` of a row.
+  PAGEDKV_AMX_INLINE int key_dim(int i) const noexcept { return std::min(i * 32, last_key_dim_); }
+  PAGEDKV_AMX_INLINE int value_dim(int i) const noexcept { return std::min(i * 32, last_value_dim_); }
 
   /// Finds the tiles of the step at token `step`.
   void find(std::int64_t step, std::size_t half) noexcept {
@@ -101,7 +119,7 @@ class StepRows {
     const std::int64_t begin = std::max(token, task_.kv_begin), end = std::min(token + kTileRows, task_.kv_end);
     if (end - begin == kTileRows) {
       const KvRows::Run run = rows_.at(token);
-      if (run.rows >= kTileRows && is_whole_) return {run.k, run.v, rows_.k_stride, rows_.v_stride};
+      if (run.rows >= kTileRows && are_in_place_) return {run.k, run.v, rows_.k_stride, rows_.v_stride};
     }
     std::byte* const k = copies_.k[half] + tile * kTileRows * k_bytes_;
     std::byte* const v = copies_.v[half] + tile * kTileRows * v_bytes_;
@@ -124,18 +142,24 @@ class StepRows {
   const KvRows& rows_;
   const RowCopies copies_;
   const std::int64_t k_bytes_, v_bytes_;  // of a copied row
-  const bool is_whole_;                   // rows are whole tiles wide
+  int last_key_dim_, last_value_dim_;     // first dim of a row's last tile
+  bool are_in_place_;                     // tiles take rows as they lie in pages
   TileRows tiles_[2][std::size_t{kTiles}];
   int num_exceptions_ = 0;
   Exception exceptions_[std::size_t{kStep}];
 };
 
-/// While a step is at hand, the one after the next is prefetched, here or, behind the end, in the next task.
+/// While a step is at hand, the one after the next is prefetched, here or, behind the end, in the next task; V a step
+/// later than K if it is needed later and lies in OS pages of its own.
 template <int kStep>
 class StepPrefetcher {
  public:
   StepPrefetcher(const AttendParams& params, const AttendTask& task, const KvRows& rows, std::int64_t end_key) noexcept
-      : params_(params), task_(task), rows_(rows), end_key_(end_key) {}
+      : params_(params),
+        task_(task),
+        rows_(rows),
+        end_key_(end_key),
+        values_lag_(!rows.v_is_part_of_k && kTileRows * std::min(rows.k_bytes, rows.v_bytes) >= kOsPageBytes) {}
 
   /// Before the task's first step.
   void begin(std::int64_t step) noexcept { find_rows(ahead_[step / kStep % 2], step + 2 * kStep); }
@@ -153,13 +177,18 @@ class StepPrefetcher {
  private:
   void find_rows(RowsAhead& ahead, std::int64_t token) const noexcept {
     ahead.clear();
+    if (values_lag_) add_step(ahead, token - kStep, RowParts::kValues);
+    add_step(ahead, token, values_lag_ ? RowParts::kKeys : RowParts::kBoth);
+  }
+
+  void add_step(RowsAhead& ahead, std::int64_t token, RowParts parts) const noexcept {
     if (token < end_key_) {
-      add_rows_ahead(ahead, rows_, token, std::min<std::int64_t>(kStep, end_key_ - token));
+      add_rows_ahead(ahead, rows_, token, std::min<std::int64_t>(kStep, end_key_ - token), parts);
     } else if (const AttendTask* next = task_.next; next != nullptr) {
       const std::int64_t end_step = (end_key_ + kStep - 1) / kStep * kStep;
       const std::int64_t begin = next->kv_begin / kStep * kStep + (token - end_step);
       const std::int64_t first = std::max(begin, next->kv_begin), end = std::min(begin + kStep, next->kv_end);
-      if (first < end) add_rows_ahead(ahead, KvRows(params_, *next), first, end - first);
+      if (first < end) add_rows_ahead(ahead, KvRows(params_, *next), first, end - first, parts);
     }
   }
 
@@ -167,6 +196,7 @@ class StepPrefetcher {
   const AttendTask& task_;
   const KvRows& rows_;
   const std::int64_t end_key_;
+  const bool values_lag_;
   RowsAhead ahead_[2];         // of the step that is being prefetched and of the one behind it
   StreamPrefetcher<4> lines_;  // more are slower here: the tile loads make streams of their own
 };

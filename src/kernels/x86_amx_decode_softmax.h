@@ -11,7 +11,7 @@ namespace pagedkv::kernels::amx {
 namespace {
 
 /// Of one task, over scores [step][columns], a step being kTiles tiles of 16 tokens. A column is a (query row, head) of
-/// the group; kColumns, a power of two, is how many a tile has.
+/// the group; kColumns, 4, 8 or 16, is how many a tile has.
 template <int kTiles, int kColumns>
 class DecodeSoftmax {
  public:
@@ -166,15 +166,11 @@ class DecodeSoftmax {
   static __m512 fold_max(__m512 x) noexcept {
     if constexpr (kColumns <= 8) x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
     if constexpr (kColumns <= 4) x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
-    if constexpr (kColumns <= 2) x = _mm512_max_ps(x, _mm512_permute_ps(x, 0x4e));
-    if constexpr (kColumns <= 1) x = _mm512_max_ps(x, _mm512_permute_ps(x, 0xb1));
     return x;
   }
   static __m512 fold_sum(__m512 x) noexcept {
     if constexpr (kColumns <= 8) x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
     if constexpr (kColumns <= 4) x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
-    if constexpr (kColumns <= 2) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
-    if constexpr (kColumns <= 1) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
     return x;
   }
 

@@ -189,7 +189,7 @@ class PrefillTask {
     const auto plan = [&](const KvRows& rows, std::int64_t chunk, std::int64_t from, std::int64_t to) {
       if (has_few_blocks()) {
         from = std::max(from, chunk), to = std::min(to, chunk + kChunk);
-        if (index == 0 && from < to) add_rows_ahead(ahead_of_few_, rows, from, to - from);
+        if (index == 0 && from < to) add_rows_ahead(ahead_of_few_, rows, from, to - from, RowParts::kBoth);
         return;
       }
       const std::int64_t first = std::max(from, chunk + index * share),

@@ -78,9 +78,11 @@ class KvRows {
   bool v_is_part_of_k;              ///< MLA: the values are elements of the keys.
 };
 
-/// Adds the K and V rows of `count` tokens to `ahead`.
-[[maybe_unused]] void add_rows_ahead(RowsAhead& ahead, const KvRows& rows, std::int64_t token,
-                                     std::int64_t count) noexcept {
+enum class RowParts { kKeys, kValues, kBoth };
+
+/// Adds the K and V rows of `count` tokens to `ahead`, or one of them.
+[[maybe_unused]] void add_rows_ahead(RowsAhead& ahead, const KvRows& rows, std::int64_t token, std::int64_t count,
+                                     RowParts parts) noexcept {
   while (count > 0) {
     const KvRows::Run run = rows.at(token);
     const std::int64_t n = std::min(run.rows, count);
@@ -88,8 +90,8 @@ class KvRows {
       if (stride == bytes) return ahead.add(row, n * bytes);
       for (std::int64_t i = 0; i < n; ++i) ahead.add(row + i * stride, bytes);
     };
-    add(run.k, rows.k_stride, rows.k_bytes);
-    if (!rows.v_is_part_of_k) add(run.v, rows.v_stride, rows.v_bytes);
+    if (parts != RowParts::kValues) add(run.k, rows.k_stride, rows.k_bytes);
+    if (parts != RowParts::kKeys && !rows.v_is_part_of_k) add(run.v, rows.v_stride, rows.v_bytes);
     token += n, count -= n;
   }
 }

@@ -1,4 +1,5 @@
 // The hand-written AMX kernels, by shape.
+#include <algorithm>
 #include <iterator>
 
 #include "kernels/kernel_table.h"
@@ -32,6 +33,12 @@ constexpr AttendKernel kPrefill[] = {
 // 4 to 6 products for one.
 std::int64_t f16_columns(const AttendParams& params) noexcept { return params.f16_as_bf16 ? amx::kDecodeColumns : 32; }
 
+// True if decode over bf16 pages is as fast as AVX-512 or faster: with one or two columns it waits longer for tiles
+// than vectors take for all there is to compute. Rows narrower than a tile would have to be copied first.
+bool decode_pays(const AttendParams& params, std::int64_t columns) noexcept {
+  return columns > 2 && std::min(params.head_dim, params.v_head_dim) >= 32;
+}
+
 // True if so many columns make decode worth cutting K and V into terms: with fewer AVX-512 is as fast, or faster. Rows
 // that are not whole tiles would have to be copied first.
 bool split_decode_pays(const AttendParams& params, std::int64_t columns) noexcept {
@@ -56,7 +63,8 @@ const AttendKernel* find_amx_attend(const AttendParams& params, std::int64_t q_l
     if (has_more_columns(f16_columns(params))) return prefill_for(params.group);
     return is_decode && split_decode_pays(params, q_len * params.group) ? &kSplitDecode : nullptr;
   }
-  return is_decode ? &kDecode : prefill_for(params.group);
+  if (!is_decode) return prefill_for(params.group);
+  return decode_pays(params, q_len * params.group) ? &kDecode : nullptr;
 }
 #else
 const AttendKernel* find_amx_attend(const AttendParams&, std::int64_t) noexcept { return nullptr; }
