@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <new>
 #include <vector>
@@ -35,6 +36,13 @@ constexpr Error kNoMemory = {Errc::kOutOfMemory, "no memory for the bookkeeping 
 
 constexpr std::int64_t kSparePages = 8;
 
+constexpr std::size_t kNoTask = std::numeric_limits<std::size_t>::max();
+
+/// The task that a lane has claimed and not begun. Lanes that find no other may take it.
+struct alignas(kAlignment) Claim {
+  std::atomic<std::size_t> task{kNoTask};
+};
+
 /// A schedule, its copy of the page tables, and where the workspace's parts are.
 struct Planned {
   AttentionConfig config = {};        // without its spans and its target
@@ -54,6 +62,7 @@ struct Planned {
   float* partial_lse = nullptr;                             // [num_states]
   std::byte* scratch = nullptr;                             // [num_lanes][lane_bytes]
   std::unique_ptr<std::atomic<std::int32_t>[]> units_left;  // [merges][num_kv_heads]
+  std::unique_ptr<Claim[]> claims;                          // [num_lanes]
 
   Result<void> build(const AttentionConfig& layer, const AttentionBatch& batch);
   Result<void> extend(const AttentionBatch& batch);
@@ -95,8 +104,10 @@ class AttentionRun {
         params_(params),
         unwindowed_(params),
         write_row_(kernels::find_write_row(cpu::target_of(*plan.target))),
-        num_tasks_(plan.num_tasks()) {
+        num_tasks_(plan.num_tasks()),
+        num_lanes_(plan.num_lanes()) {
     unwindowed_.window_left = -1;
+    for (std::size_t i = 0; i < num_lanes_; ++i) plan.claims[i].task.store(kNoTask, std::memory_order_relaxed);
     const std::size_t heads = params.num_kv_heads;
     for (std::size_t m = 0; m < plan.schedule.merges.size(); ++m) {
       for (std::size_t h = 0; h < heads; ++h) {
@@ -106,29 +117,42 @@ class AttentionRun {
   }
 
   /// Computes tasks until none is left. A lane claims a task before it begins the one at hand, whose kernel then
-  /// prefetches the first keys of the claimed one.
+  /// prefetches the first keys of the claimed one. What others have claimed and not begun is taken at the end, so that
+  /// a lane waits for no more than the rest of one task.
   void lane(std::size_t index) noexcept {
     std::byte* const scratch = plan_.scratch + index * plan_.lane_bytes();
-    kernels::AttendTask tasks[2];
-    std::size_t at = claim();
-    if (at < num_tasks_) tasks[0] = task(at);
-    for (std::size_t i = 0; at < num_tasks_; i ^= 1) {
+    std::atomic<std::size_t>& claimed = plan_.claims[index].task;
+    for (std::size_t at = claim(); at != kNoTask || (at = take_claimed()) != kNoTask;
+         at = claimed.exchange(kNoTask, std::memory_order_relaxed)) {
       if (tbb::is_current_task_group_canceling()) return;
-      const std::size_t next = claim();
-      if (next < num_tasks_) {
-        tasks[i ^ 1] = task(next);
-        tasks[i].next = &tasks[i ^ 1];
+      kernels::AttendTask now = task(at), ahead;
+      if (const std::size_t next = claim(); next != kNoTask) {
+        ahead = task(next);
+        now.next = &ahead;
+        claimed.store(next, std::memory_order_relaxed);
       }
-      attend(unit(at), tasks[i], scratch);
+      attend(unit(at), now, scratch);
       done(at);
-      at = next;
     }
   }
 
   [[nodiscard]] bool is_complete() const noexcept { return done_.load(std::memory_order_acquire) == num_tasks_; }
 
  private:
-  std::size_t claim() noexcept { return next_.fetch_add(1, std::memory_order_relaxed); }
+  /// The next task of the schedule, or kNoTask.
+  std::size_t claim() noexcept {
+    const std::size_t at = next_.fetch_add(1, std::memory_order_relaxed);
+    return at < num_tasks_ ? at : kNoTask;
+  }
+  /// A task that some lane has claimed and not begun, or kNoTask. Its index is all that changes hands.
+  std::size_t take_claimed() noexcept {
+    for (std::size_t i = 0; i < num_lanes_; ++i) {
+      std::atomic<std::size_t>& claimed = plan_.claims[i].task;
+      if (claimed.load(std::memory_order_relaxed) == kNoTask) continue;
+      if (const std::size_t at = claimed.exchange(kNoTask, std::memory_order_relaxed); at != kNoTask) return at;
+    }
+    return kNoTask;
+  }
   [[nodiscard]] const attention::Unit& unit(std::size_t at) const noexcept {
     return plan_.schedule.units[at / params_.num_kv_heads];
   }
@@ -225,7 +249,7 @@ class AttentionRun {
   const kernels::AttendParams& params_;
   kernels::AttendParams unwindowed_;  // for keys that the window does not hide
   const kernels::WriteRowFn write_row_;
-  const std::size_t num_tasks_;
+  const std::size_t num_tasks_, num_lanes_;
   alignas(kAlignment) std::atomic<std::size_t> next_{0};
   alignas(kAlignment) std::atomic<std::size_t> done_{0};
 };
@@ -331,6 +355,7 @@ Result<void> Planned::place(std::span<std::byte> memory) noexcept {
   const std::size_t needed = workspace_bytes(), merges = schedule.merges.size() * params.num_kv_heads;
   try {
     auto counters = std::make_unique<std::atomic<std::int32_t>[]>(merges);
+    auto lanes = std::make_unique<Claim[]>(num_lanes());
     if (memory.data() == nullptr && needed != 0) {
       owned_workspace.reset(static_cast<std::byte*>(::operator new[](needed, std::align_val_t{kAlignment})));
       memory = {owned_workspace.get(), needed};
@@ -340,6 +365,7 @@ Result<void> Planned::place(std::span<std::byte> memory) noexcept {
       return Error{Errc::kInvalidArgument, "the workspace must be aligned to 64 bytes"};
     }
     units_left = std::move(counters);
+    claims = std::move(lanes);
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }

@@ -23,11 +23,11 @@ constexpr AttendKernel kSplitDecode = {amx::attend_split_decode, split_decode_sc
 std::size_t prefill_scratch(const AttendParams& params, std::int32_t) noexcept {
   return amx::prefill_scratch_bytes(params);
 }
-// A task of 2048 columns pays for packing K and V and leaves work to share out.
+// A task of 1024 columns pays for packing K and V and leaves work to share out.
 constexpr AttendKernel kPrefill[] = {
-    {amx::attend_prefill, prefill_scratch, 1024}, {amx::attend_prefill, prefill_scratch, 512},
-    {amx::attend_prefill, prefill_scratch, 256},  {amx::attend_prefill, prefill_scratch, 128},
-    {amx::attend_prefill, prefill_scratch, 64},   {amx::attend_prefill, prefill_scratch, 32}};
+    {amx::attend_prefill, prefill_scratch, 512}, {amx::attend_prefill, prefill_scratch, 256},
+    {amx::attend_prefill, prefill_scratch, 128}, {amx::attend_prefill, prefill_scratch, 64},
+    {amx::attend_prefill, prefill_scratch, 32},  {amx::attend_prefill, prefill_scratch, 16}};
 
 // Up to so many columns over f16 pages prefill is slower than AVX-512: tiles must be packed, and at f32 precision take
 // 4 to 6 products for one.
