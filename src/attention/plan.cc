@@ -38,8 +38,8 @@ constexpr std::int64_t kSparePages = 8;
 
 constexpr std::size_t kNoTask = std::numeric_limits<std::size_t>::max();
 
-/// The task that a lane has claimed and not begun. Lanes that find no other may take it.
-struct alignas(kAlignment) Claim {
+/// The task that a lane has claimed and not begun, kNoTask between runs. Lanes that find no other may take it.
+struct Claim {
   std::atomic<std::size_t> task{kNoTask};
 };
 
@@ -62,7 +62,7 @@ struct Planned {
   float* partial_lse = nullptr;                             // [num_states]
   std::byte* scratch = nullptr;                             // [num_lanes][lane_bytes]
   std::unique_ptr<std::atomic<std::int32_t>[]> units_left;  // [merges][num_kv_heads]
-  std::unique_ptr<Claim[]> claims;                          // [num_lanes]
+  std::unique_ptr<Claim[]> claims;                          // [num_lanes], at least one
 
   Result<void> build(const AttentionConfig& layer, const AttentionBatch& batch);
   Result<void> extend(const AttentionBatch& batch);
@@ -107,7 +107,6 @@ class AttentionRun {
         num_tasks_(plan.num_tasks()),
         num_lanes_(plan.num_lanes()) {
     unwindowed_.window_left = -1;
-    for (std::size_t i = 0; i < num_lanes_; ++i) plan.claims[i].task.store(kNoTask, std::memory_order_relaxed);
     const std::size_t heads = params.num_kv_heads;
     for (std::size_t m = 0; m < plan.schedule.merges.size(); ++m) {
       for (std::size_t h = 0; h < heads; ++h) {
@@ -355,7 +354,7 @@ Result<void> Planned::place(std::span<std::byte> memory) noexcept {
   const std::size_t needed = workspace_bytes(), merges = schedule.merges.size() * params.num_kv_heads;
   try {
     auto counters = std::make_unique<std::atomic<std::int32_t>[]>(merges);
-    auto lanes = std::make_unique<Claim[]>(num_lanes());
+    auto lanes = std::make_unique<Claim[]>(std::max<std::size_t>(num_lanes(), 1));
     if (memory.data() == nullptr && needed != 0) {
       owned_workspace.reset(static_cast<std::byte*>(::operator new[](needed, std::align_val_t{kAlignment})));
       memory = {owned_workspace.get(), needed};

@@ -56,8 +56,8 @@ struct AttendTask {
   /// partial_out [num_rows][group][v_head_dim] f32, normalised, and partial_lse [num_rows][group], natural logarithm.
   float* partial_out;
   float* partial_lse;
-  /// The task that this thread runs next, or null: its first keys are prefetched while this one ends. A hint for speed
-  /// alone; what it points at must stay valid during the call.
+  /// The task that this thread will run next, unless another takes it, or null: its first keys are prefetched while
+  /// this one ends. A hint for speed alone; what it points at must stay valid during the call.
   const AttendTask* next = nullptr;
 };
 

@@ -63,6 +63,7 @@ struct PairRows {
 class PortionCutter {
  public:
   PairRows tiles[kPortionTiles];  ///< To be set before start().
+  bool keeps_infinities = false;  ///< The second term of an infinity is 0. Costs time; else it is NaN.
 
   PAGEDKV_AMX_INLINE void start(std::byte* to) noexcept {
     to_ = to, next_tile_ = 0, steps_left_ = kPortionTiles * kStepsATile;
@@ -71,8 +72,10 @@ class PortionCutter {
 
   PAGEDKV_AMX_INLINE void step() noexcept {
     if (steps_left_ == 0) return;
-    for (int row = 0; row < 4; ++row) {
-      cut_row(at_.even + row * at_.even_stride, at_.odd + row * at_.odd_stride, to_ + row * kTileRowBytes);
+    if (keeps_infinities) [[unlikely]] {
+      cut_rows<beyond_bf16>();
+    } else {
+      cut_rows<beyond_finite_bf16>();
     }
     at_.even += 4 * at_.even_stride, at_.odd += 4 * at_.odd_stride, to_ += 4 * kTileRowBytes;
     if (--steps_left_ % kStepsATile == 0) {
@@ -90,12 +93,17 @@ class PortionCutter {
 
   PAGEDKV_AMX_INLINE void begin_tile() noexcept { at_ = tiles[next_tile_++]; }
 
-  /// The second term of an infinity or a NaN is NaN: such a V shows in the sums.
-  PAGEDKV_AMX_INLINE static void cut_row(const std::byte* even, const std::byte* odd, std::byte* to) noexcept {
-    const __m512 x = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
-    const __m512 y = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
-    _mm512_store_si512(to, cut_to_bf16_pairs(x, y));
-    _mm512_store_si512(to + kTileBytes, cut_to_bf16_pairs(beyond_finite_bf16(x), beyond_finite_bf16(y)));
+  /// Four rows. beyond_finite_bf16 makes NaN of an infinity or a NaN: such a K or V shows in the sums.
+  template <__m512 (*kBeyond)(__m512) noexcept>
+  PAGEDKV_AMX_INLINE void cut_rows() const noexcept {
+    for (int row = 0; row < 4; ++row) {
+      const std::byte* const even = at_.even + row * at_.even_stride;
+      const std::byte* const odd = at_.odd + row * at_.odd_stride;
+      const __m512 x = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
+      const __m512 y = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
+      _mm512_store_si512(to_ + row * kTileRowBytes, cut_to_bf16_pairs(x, y));
+      _mm512_store_si512(to_ + row * kTileRowBytes + kTileBytes, cut_to_bf16_pairs(kBeyond(x), kBeyond(y)));
+    }
   }
 
   PairRows at_;
@@ -121,10 +129,10 @@ class SplitDecodeTask {
 
   void run() noexcept {
     attend();
-    // A weight of 0 makes NaN of an infinity or a NaN in V. This is rare and shows in the sums; then all is done again
-    // with such rows of V apart.
+    // A weight of 0 makes NaN of an infinity or a NaN in V, and so does the second term of an infinity in K. This is
+    // rare and shows in the sums; then all is done again with such rows of V apart, and K cut with care.
     if (!sums_are_finite()) [[unlikely]] {
-      sets_exceptions_aside_ = true;
+      sets_exceptions_aside_ = cutter_.keeps_infinities = true;
       attend();
     }
     softmax_.finish([this](int column, float factor) { write_row(column, factor); });

@@ -11,8 +11,7 @@
 //
 // The maximum of a column is that of its first tile with a visible key; if its sum overflows 2^60 the block is done
 // again with the true maximum, column by column, so that a row's arithmetic never depends on the others. Reads each K
-// and V byte once a task of up to 1024 columns (2048 in groups above 64). Limit: port 0 beside TMUL (softmax), L2 to L1
-// traffic.
+// and V byte once a task of 512 to 1024 columns. Limit: port 0 beside TMUL (softmax), L2 to L1 traffic.
 #include "kernels/x86_amx_kernels.h"
 #include "kernels/x86_amx_prefill_mask.h"
 #include "kernels/x86_amx_prefill_pack.h"

@@ -13,7 +13,7 @@ namespace {
 constexpr int kChunk = 512;  // tokens packed at a time: K and V 256 KiB at head_dim 128
 constexpr int kChunkTiles = kChunk / kTileRows;
 constexpr std::size_t kBlockBudget = 3u << 19;  // bytes of queries and sums that should stay in L2
-constexpr int kMaxBlocks = 32;
+constexpr int kMaxBlocks = 16;                  // as many as a task has, but in groups above 64
 constexpr int kFewBlocks = 4;  // column blocks that have fewer products of tiles than a chunk has lines to prefetch
 
 [[maybe_unused]] int round_tiles(std::uint32_t dim, int multiple) noexcept {

@@ -23,7 +23,7 @@ constexpr AttendKernel kSplitDecode = {amx::attend_split_decode, split_decode_sc
 std::size_t prefill_scratch(const AttendParams& params, std::int32_t) noexcept {
   return amx::prefill_scratch_bytes(params);
 }
-// A task of 1024 columns pays for packing K and V and leaves work to share out.
+// A task of 512 to 1024 columns (more in groups above 64) pays for packing K and V and leaves work to share out.
 constexpr AttendKernel kPrefill[] = {
     {amx::attend_prefill, prefill_scratch, 512}, {amx::attend_prefill, prefill_scratch, 256},
     {amx::attend_prefill, prefill_scratch, 128}, {amx::attend_prefill, prefill_scratch, 64},

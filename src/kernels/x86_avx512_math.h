@@ -115,12 +115,8 @@ PAGEDKV_AMX_INLINE void transpose16(__m512i* r) noexcept {
 /// r [16 tokens][kColumns] in kColumns vectors becomes [kColumns][16 tokens].
 template <int kColumns>
 PAGEDKV_AMX_INLINE void transpose_tokens(__m512i* r) noexcept {
-  if constexpr (kColumns == 2) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i a = r[0], b = r[1];
-    r[0] = _mm512_permutex2var_epi32(a, even, b);
-    r[1] = _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
-  } else if constexpr (kColumns == 4) {
+  static_assert(kColumns == 4 || kColumns == 8 || kColumns == 16);
+  if constexpr (kColumns == 4) {
     const __m512i by_column = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     for (int i = 0; i < 4; ++i) r[i] = _mm512_permutexvar_epi32(by_column, r[i]);
     const __m512i a = _mm512_shuffle_i64x2(r[0], r[1], 0x44), b = _mm512_shuffle_i64x2(r[0], r[1], 0xee);
@@ -134,7 +130,7 @@ PAGEDKV_AMX_INLINE void transpose_tokens(__m512i* r) noexcept {
     for (int i = 0; i < 8; ++i) t[2 * i] = r[i], t[2 * i + 1] = _mm512_shuffle_i64x2(r[i], r[i], 0xee);
     transpose16(t);
     for (int i = 0; i < 8; ++i) r[i] = t[i];
-  } else if constexpr (kColumns == 16) {
+  } else {
     transpose16(r);
   }
 }

@@ -33,14 +33,17 @@ TEST_P(Invariance, ToThreads) {
 
 TEST_P(Invariance, ToPlacementAndSizeOfPages) {
   ProblemShape shape = make({{2500, 1}, {100, 1}, {300, 200}, {77, 5}});
-  for (const char* target : runnable_targets()) {
-    shape.config.page_size = 16;
-    shape.page_order = 0;
-    const Outputs want = *Problem(shape).run(target);
-    for (const std::uint32_t page_size : {1U, 7U, 16U, 64U, 256U}) {
-      shape.config.page_size = page_size;
-      shape.page_order = page_size + 3;
-      EXPECT_TRUE(*Problem(shape).run(target) == want) << target << " " << page_size;
+  for (const std::uint32_t head_dim : {64U, 33U, 80U}) {
+    shape.config.head_dim = head_dim;
+    for (const char* target : runnable_targets()) {
+      shape.config.page_size = 16;
+      shape.page_order = 0;
+      const Outputs want = *Problem(shape).run(target);
+      for (const std::uint32_t page_size : {1U, 7U, 16U, 64U, 256U}) {
+        shape.config.page_size = page_size;
+        shape.page_order = page_size + 3;
+        EXPECT_TRUE(*Problem(shape).run(target) == want) << target << " " << head_dim << " " << page_size;
+      }
     }
   }
 }

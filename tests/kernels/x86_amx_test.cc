@@ -168,11 +168,13 @@ TEST_F(AmxKernel, DecodeTakesQueriesAndOutputsOfEveryFormat) {
 }
 
 TEST_F(AmxKernel, RowWithoutKeysGivesZerosAndMinusInfinity) {
-  AttendShape shape{.group = 4, .num_rows = 2, .kv_len = 40, .first_pos = 100, .window_left = 3};
-  AttendCase test_case(shape);
-  const AttendCase::Result result = test_case.run(kernel_for(test_case, 2));
-  for (const float x : result.out) EXPECT_EQ(x, 0.f);
-  for (const float x : result.lse) EXPECT_EQ(x, -std::numeric_limits<float>::infinity());
+  for (const DType pages : {DType::bf16, DType::f16}) {
+    AttendShape shape{.group = 8, .num_rows = 2, .kv_len = 40, .first_pos = 100, .kv_dtype = pages, .window_left = 3};
+    AttendCase test_case(shape);
+    const AttendCase::Result result = test_case.run(kernel_for(test_case, 2));
+    for (const float x : result.out) EXPECT_EQ(x, 0.f);
+    for (const float x : result.lse) EXPECT_EQ(x, -std::numeric_limits<float>::infinity());
+  }
 }
 
 // Two parts of the keys, merged by their lse in f64.
@@ -199,6 +201,10 @@ TEST_F(AmxKernel, DecodePartsMergeToTheWhole) {
       AttendShape shape{.group = group, .kv_len = 200, .sinks = true};
       AttendCase test_case(shape);
       expect_parts_merge(shape, kernel_for(test_case, 1), cut);
+      if (group < 16) continue;
+      shape.kv_dtype = DType::f16;
+      AttendCase f16(shape);
+      expect_parts_merge(shape, kernel_for(f16, 1), cut);
     }
   }
 }

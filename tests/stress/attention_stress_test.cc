@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <numeric>
@@ -25,25 +26,27 @@ constexpr int kNumRounds = 2000;
 
 // A batch of one sequence whose length differs between threads, over pages that all threads read.
 struct Problem {
-  static constexpr std::uint32_t kHeads = 2, kDim = 8, kPageSize = 4;
+  static constexpr std::uint32_t kGroup = 2, kDim = 8, kPageSize = 4;
   static constexpr std::int32_t kPages = 64;
-  std::vector<float> rows = std::vector<float>(kPages * kPageSize * kDim);
+  std::uint32_t num_kv_heads;
+  std::vector<float> rows = std::vector<float>(kPages * num_kv_heads * kPageSize * kDim);
   std::vector<std::int32_t> indices = std::vector<std::int32_t>(kPages);
-  std::vector<float> q = std::vector<float>(kHeads * kDim, 0.25F);
+  std::vector<float> q = std::vector<float>(kGroup * num_kv_heads * kDim, 0.25F);
 
-  Problem() {
+  explicit Problem(std::uint32_t kv_heads = 1) : num_kv_heads(kv_heads) {
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i * 7 % 31) / 16 - 1;
     std::iota(indices.begin(), indices.end(), 0);
   }
   [[nodiscard]] KvView view() const {
-    constexpr std::int64_t kRow = kDim * 4, kPage = kRow * kPageSize;
-    return {rows.data(), rows.data(), kPage, kPage, kRow, kPage, kPage, kRow, kPages};
+    constexpr std::int64_t kRow = kDim * 4, kHead = kRow * kPageSize;
+    const std::int64_t page = kHead * num_kv_heads;
+    return {rows.data(), rows.data(), page, kHead, kRow, page, kHead, kRow, kPages};
   }
   [[nodiscard]] AttentionPlan plan(std::int32_t num_pages) const {
     const std::array<std::int32_t, 2> qo_indptr{0, 1}, kv_indptr{0, num_pages};
     const std::array<std::int32_t, 1> last_page_len{3};
-    return AttentionPlan::create({.num_q_heads = kHeads,
-                                  .num_kv_heads = 1,
+    return AttentionPlan::create({.num_q_heads = kGroup * num_kv_heads,
+                                  .num_kv_heads = num_kv_heads,
                                   .head_dim = kDim,
                                   .page_size = kPageSize,
                                   .kv_dtype = DType::f32},
@@ -70,6 +73,20 @@ TEST(AttentionStress, PlansInArenasOfTheirCallersGiveWhatOneThreadGives) {
     }
   });
   EXPECT_EQ(wrong.load(), 0);
+}
+
+// Many tasks over four workers: at the end of a run they take what others have claimed and not begun.
+TEST(AttentionStress, EveryTaskIsComputedOnceWhicheverWorkerTakesIt) {
+  const Problem problem(64);
+  const AttentionPlan plan = problem.plan(Problem::kPages);
+  oneapi::tbb::task_arena arena(4);
+  std::vector<float> want(problem.q.size()), got(problem.q.size());
+  ASSERT_TRUE(oneapi::tbb::task_arena(1).execute([&] { return plan.run(problem.view(), problem.q, want); }));
+  for (int round = 0; round < kNumRounds; ++round) {
+    std::fill(got.begin(), got.end(), -1.F);
+    ASSERT_TRUE(arena.execute([&] { return plan.run(problem.view(), problem.q, got); }));
+    ASSERT_EQ(got, want) << round;
+  }
 }
 
 TEST(AttentionStress, ACancelledRunSaysSoAndTheNextOneIsWhole) {
