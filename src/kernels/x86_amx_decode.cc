@@ -79,18 +79,19 @@ class DecodeTask {
     softmax_.begin();
     if (softmax_.first_key() >= softmax_.end_key()) return;
     const TileScope tiles(tile_config());
+    const std::int64_t first_step = softmax_.first_key() / kStep * kStep;
+    prefetch_.begin(first_step);
+    prefetch_.start(first_step, steps_of_queries() + steps_of_scores() + steps_from(first_step));
     pack_queries();
-    std::int64_t step = softmax_.first_key() / kStep * kStep;
-    prefetch_.begin(step);
-    begin_scores(step);
+    begin_scores(first_step);
     score(num_score_parts());
-    for (;; step += kStep) {
+    for (std::int64_t step = first_step;; step += kStep) {
       const bool rescale = end_scores(step);
       now_ ^= 1;
-      prefetch_.start(step, kSoftmaxSteps + (v_chunks_ + k_tiles_) * kTiles * kStepsATile);
-      const bool is_last = step + kStep >= softmax_.end_key();
-      if (is_last) {
+      if (step > first_step) prefetch_.start(step, steps_from(step));
+      if (is_last(step)) {
         next_part_ = num_score_parts();
+        prefetch_.fetch_next_queries();
       } else {
         begin_scores(step + kStep);
       }
@@ -99,12 +100,24 @@ class DecodeTask {
       add_values(rescale);
       if (sets_exceptions_aside_) [[unlikely]]
         add_exceptions();
-      if (is_last) break;
+      if (is_last(step)) break;
     }
   }
 
+  bool is_last(std::int64_t step) const noexcept { return step + kStep >= softmax_.end_key(); }
+
+  // Steps of the prefetcher. None of the work goes without: at a seam between tasks, too, memory is kept busy.
+  int steps_of_queries() const noexcept { return num_columns_ * k_tiles_ * terms_ * kStepsARow; }
+  int steps_of_scores() const noexcept { return k_tiles_ * kTiles * kStepsATile + kSoftmaxSteps; }
+  /// From the sums of a step to the weights of the next, or to the end of the task.
+  int steps_from(std::int64_t step) const noexcept {
+    const int sums = v_chunks_ * kTiles * kStepsATile;
+    return sums + (is_last(step) ? num_columns_ * v_chunks_ * kStepsARow : steps_of_scores());
+  }
+
   static constexpr int kStep = kTiles * kTileRows;
-  static constexpr int kSoftmaxSteps = DecodeSoftmax<kTiles, kColumns>::kVectors;  // of the prefetcher
+  static constexpr int kSoftmaxSteps = DecodeSoftmax<kTiles, kColumns>::kVectors;
+  static constexpr int kStepsARow = 2;   // of queries that are packed, or sums that are written
   static constexpr int kStepsATile = 4;  // between the tile loads, which wait for the same line buffers
   // V stands in place as a B tile: a dword is an even and an odd dimension of one token. A row of A with weights in its
   // even places sums the even dimensions, one with weights in its odd places the odd ones. Rows that are free otherwise
@@ -145,6 +158,7 @@ class DecodeTask {
         _mm512_store_si512(pairs, _mm512_maskz_mov_epi16(~repeated, piece));
         auto* to = reinterpret_cast<std::uint32_t*>(scratch_.queries + i * kTileBytes);
         for (int p = 0; p < 16; ++p) to[p * kColumns + c] = pairs[p];
+        prefetch_some();
       }
     }
   }
@@ -312,6 +326,7 @@ class DecodeTask {
     for (int chunk = 0; chunk < v_chunks_; ++chunk) {
       const __m512 even = sum_of(even_sums(chunk)), odd = sum_of(odd_sums(chunk));
       const int first = rows_.value_dim(chunk);
+      prefetch_some();
       out.store(first, dim, _mm512_permutex2var_ps(even, low, odd));
       out.store(first + 16, dim, _mm512_permutex2var_ps(even, high, odd));
     }

@@ -4,6 +4,7 @@
 // Layer: kernels, only for the x86_amx_decode*.cc files (see x86_amx_tile.h for the compile region).
 #pragma once
 
+#include "kernels/x86_amx_kernels.h"
 #include "kernels/x86_amx_rows.h"
 
 #if defined(__x86_64__)
@@ -173,6 +174,17 @@ class StepPrefetcher {
   }
 
   PAGEDKV_AMX_INLINE void step() noexcept { lines_.step(); }
+
+  /// Asks for the query rows of the next task, if that is a decode too.
+  void fetch_next_queries() const noexcept {
+    if (task_.next == nullptr || task_.next->num_rows * std::int64_t{params_.group} > kDecodeColumns) return;
+    const auto bytes = static_cast<std::int64_t>(size_of(params_.q_dtype));
+    for (int row = 0; row < task_.next->num_rows; ++row) {
+      prefetch_lines(
+          static_cast<const std::byte*>(params_.q) + row_offset(params_, *task_.next, row, 0, params_.head_dim) * bytes,
+          std::int64_t{params_.group} * params_.head_dim * bytes);
+    }
+  }
 
  private:
   void find_rows(RowsAhead& ahead, std::int64_t token) const noexcept {

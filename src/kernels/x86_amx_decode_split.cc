@@ -159,7 +159,7 @@ class SplitDecodeTask {
       if (sets_exceptions_aside_) [[unlikely]]
         rows_.set_exceptions_aside(step, now_);
       score();
-      if (!is_last) rows_.find(step + kStep, now_ ^ 1);
+      is_last ? prefetch_.fetch_next_queries() : rows_.find(step + kStep, now_ ^ 1);
       if (softmax_.weigh(scratch_.scores, step, [] {})) rescale_sums();
       for (int half = 0; half < kHalves; ++half) pack_weights(half);
       add_values(is_last);
