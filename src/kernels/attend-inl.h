@@ -51,18 +51,24 @@ class Attention {
   }
 
   HWY_INLINE void run() {
-    begin();
-    if (task_.kv_begin < task_.kv_end) {
-      RowsAhead ahead[2];  // of the next block, whose rows are prefetched, and of the one after it
-      find_rows_ahead(ahead[0], params_, task_, task_.kv_begin, 1);
-      std::size_t i = 0;
-      for (std::int64_t key = task_.kv_begin; key < task_.kv_end; i ^= 1) {
-        Block block;
-        block.gather(params_, task_, key);
-        find_rows_ahead(ahead[i ^ 1], params_, task_, key, 2);
-        compute(block, ahead[i], ahead[i ^ 1]);
-        key = block.begin + kBlockKeys;
+    if (task_.kv_begin >= task_.kv_end) begin();
+    RowsAhead ahead[2];  // of the next block, whose rows are prefetched, and of the one after it
+    find_rows_ahead(ahead[0], params_, task_, task_.kv_begin, 1);
+    std::size_t i = 0;
+    for (std::int64_t key = task_.kv_begin; key < task_.kv_end; i ^= 1) {
+      Block block;
+      block.gather(params_, task_, key);
+      find_rows_ahead(ahead[i ^ 1], params_, task_, key, 2);
+      const bool is_first = key == task_.kv_begin, is_last = block.begin + kBlockKeys >= task_.kv_end;
+      const Heads heads = heads_that_see(block);
+      const std::size_t seams = std::size_t{is_first} + std::size_t{is_last};
+      if (heads.begin < heads.end) {
+        prefetcher_.start(ahead[i], &ahead[i ^ 1],
+                          steps(block, heads.end - heads.begin) + seams * layout_.heads * kSeamSteps);
       }
+      if (is_first) begin();
+      if (heads.begin < heads.end) compute(block, heads);
+      key = block.begin + kBlockKeys;
     }
     finish();
   }
@@ -98,6 +104,7 @@ class Attention {
       const std::size_t from = (row * params_.num_q_heads + first_head() + at % params_.group) * params_.head_dim;
       float* const to = is_few() ? slab_ : q_ + at * layout_.q_stride;
       load_row(params_.q, params_.q_dtype, from, params_.head_dim, to);
+      prefetch_at_seam();
       if (is_few()) stored_.spread_query(to, params_.head_dim, width, q_ + at * width, stride);
     }
     std::fill_n(out_, layout_.out_floats, 0.0F);
@@ -125,28 +132,37 @@ class Attention {
     return keys;
   }
 
-  void compute(Block& block, const RowsAhead& next, const RowsAhead& after) {
+  // Of the (row, head) pairs of the task, some that follow each other.
+  struct Heads {
+    std::size_t begin, end;
+  };
+
+  Heads heads_that_see(const Block& block) const {
     // Rows that see the block are consecutive: positions rise with rows.
     std::int32_t first = 0, last = task_.num_rows;
     while (first < last && is_empty(visible(block, first))) ++first;
     while (last > first && is_empty(visible(block, last - 1))) --last;
-    if (first == last) return;
-    const std::size_t begin = static_cast<std::size_t>(first) * params_.group;
-    const std::size_t end = static_cast<std::size_t>(last) * params_.group;
-    Prefetcher& prefetcher = prefetcher_;
-    prefetcher.start(next, &after, steps(block, end - begin));
-    score(block, prefetcher, begin, end);
-    for (std::int32_t row = first; row < last; ++row) {
+    return {static_cast<std::size_t>(first) * params_.group, static_cast<std::size_t>(last) * params_.group};
+  }
+
+  void compute(Block& block, Heads heads) {
+    score(block, prefetcher_, heads.begin, heads.end);
+    for (std::size_t at = heads.begin; at < heads.end; ++at) {
+      const auto row = static_cast<std::int32_t>(at / params_.group);
       const Span keys = visible(block, row);
-      for (std::uint32_t g = 0; g < params_.group; ++g) {
-        shape_scores(block, row, g, keys);
-        weigh(static_cast<std::size_t>(row) * params_.group + g, keys);
-      }
+      shape_scores(block, row, static_cast<std::uint32_t>(at % params_.group), keys);
+      weigh(at, keys);
     }
     const std::uint64_t exceptions = params_.mask_kind != MaskKind::kNone ? set_exceptions_aside(block) : 0;
-    accumulate(block, prefetcher, begin, end);
+    accumulate(block, prefetcher_, heads.begin, heads.end);
     if (exceptions != 0) [[unlikely]]
-      add_exceptions(block, exceptions, begin, end);
+      add_exceptions(block, exceptions, heads.begin, heads.end);
+  }
+
+  // Where a task begins or ends the prefetcher goes on, so that memory is kept busy.
+  static constexpr std::size_t kSeamSteps = 4;  // a row and head
+  void prefetch_at_seam() {
+    for (std::size_t i = 0; i < kSeamSteps; ++i) prefetcher_.step();
   }
 
   // A mask may hide a key from some rows of a tile by weight 0, which an infinity or a NaN in V would turn into NaN:
@@ -346,6 +362,7 @@ class Attention {
       for (std::uint32_t g = 0; g < params_.group; ++g) {
         const std::size_t at = static_cast<std::size_t>(row) * params_.group + g;
         const float lse = normalise(at, g);
+        prefetch_at_seam();
         const float* const from = out_ + at * layout_.out_stride;
         if (task_.partial_out != nullptr) {
           std::copy_n(from, params_.v_head_dim, task_.partial_out + at * params_.v_head_dim);
