@@ -60,14 +60,14 @@ class Attention {
       block.gather(params_, task_, key);
       find_rows_ahead(ahead[i ^ 1], params_, task_, key, 2);
       const bool is_first = key == task_.kv_begin, is_last = block.begin + kBlockKeys >= task_.kv_end;
-      const Heads heads = heads_that_see(block);
+      const Rows rows = rows_that_see(block);
       const std::size_t seams = std::size_t{is_first} + std::size_t{is_last};
-      if (heads.begin < heads.end) {
+      if (rows.begin < rows.end) {
         prefetcher_.start(ahead[i], &ahead[i ^ 1],
-                          steps(block, heads.end - heads.begin) + seams * layout_.heads * kSeamSteps);
+                          steps(block, heads_before(rows.end - rows.begin)) + seams * layout_.heads * kSeamSteps);
       }
       if (is_first) begin();
-      if (heads.begin < heads.end) compute(block, heads);
+      if (rows.begin < rows.end) compute(block, rows);
       key = block.begin + kBlockKeys;
     }
     finish();
@@ -82,7 +82,7 @@ class Attention {
       out_stride = round_up(params.v_head_dim);
       q_stride = round_up(params.head_dim);
       const std::size_t whole_quads = (heads + kQuad - 1) / kQuad * kQuad;
-      q_floats = whole_quads * q_stride;
+      q_floats = whole_quads * ((q_stride + kSlabDims - 1) / kSlabDims * kSlabDims);
       out_floats = heads * out_stride;
       score_floats = whole_quads * static_cast<std::size_t>(kBlockKeys);
       slab_floats = std::max(static_cast<std::size_t>(kBlockKeys) * kSlabDims, kMaxQuadKeys * q_stride);
@@ -102,10 +102,16 @@ class Attention {
     for (std::size_t at = 0; at < layout_.heads; ++at) {
       const auto row = static_cast<std::size_t>(query_row(task_, static_cast<std::int64_t>(at / params_.group)));
       const std::size_t from = (row * params_.num_q_heads + first_head() + at % params_.group) * params_.head_dim;
-      float* const to = is_few() ? slab_ : q_ + at * layout_.q_stride;
-      load_row(params_.q, params_.q_dtype, from, params_.head_dim, to);
       prefetch_at_seam();
-      if (is_few()) stored_.spread_query(to, params_.head_dim, width, q_ + at * width, stride);
+      if (is_few()) {
+        load_row(params_.q, params_.q_dtype, from, params_.head_dim, slab_);
+        stored_.spread_query(slab_, params_.head_dim, width, q_ + at * width, stride);
+        continue;
+      }
+      for (std::size_t dim = 0; dim < params_.head_dim; dim += kSlabDims) {
+        load_row(params_.q, params_.q_dtype, from + dim, std::min(kSlabDims, params_.head_dim - dim),
+                 q_ + dim * layout_.heads + at * kSlabDims);
+      }
     }
     std::fill_n(out_, layout_.out_floats, 0.0F);
     std::fill_n(largest_, layout_.heads, kMinusInfinity);
@@ -122,6 +128,9 @@ class Attention {
     convert(static_cast<const bf16_t*>(base));
   }
 
+  // Row of a (row, head) pair of the task.
+  std::int32_t row_of(std::size_t at) const { return static_cast<std::int32_t>(at / params_.group); }
+
   // Keys of the block that a row sees by causality and window.
   Span visible(const Block& block, std::int32_t row) const {
     Span keys = {block.first, block.last};
@@ -132,34 +141,40 @@ class Attention {
     return keys;
   }
 
-  // Of the (row, head) pairs of the task, some that follow each other.
-  struct Heads {
-    std::size_t begin, end;
+  // Some rows of the task that follow each other.
+  struct Rows {
+    std::int32_t begin, end;
   };
 
-  Heads heads_that_see(const Block& block) const {
-    // Rows that see the block are consecutive: positions rise with rows.
-    std::int32_t first = 0, last = task_.num_rows;
-    while (first < last && is_empty(visible(block, first))) ++first;
-    while (last > first && is_empty(visible(block, last - 1))) --last;
-    return {static_cast<std::size_t>(first) * params_.group, static_cast<std::size_t>(last) * params_.group};
+  Rows rows_that_see(const Block& block) const {
+    // They are consecutive: positions rise with rows.
+    Rows rows = {0, task_.num_rows};
+    while (rows.begin < rows.end && is_empty(visible(block, rows.begin))) ++rows.begin;
+    while (rows.end > rows.begin && is_empty(visible(block, rows.end - 1))) --rows.end;
+    return rows;
   }
 
-  void compute(Block& block, Heads heads) {
-    score(block, prefetcher_, heads.begin, heads.end);
-    for (std::size_t at = heads.begin; at < heads.end; ++at) {
-      const auto row = static_cast<std::int32_t>(at / params_.group);
+  // (Row, head) pairs of the task before that row.
+  std::size_t heads_before(std::int32_t row) const { return static_cast<std::size_t>(row) * params_.group; }
+
+  void compute(Block& block, Rows rows) {
+    const std::size_t begin = heads_before(rows.begin), end = heads_before(rows.end);
+    score(block, prefetcher_, begin, end);
+    for (std::int32_t row = rows.begin; row < rows.end; ++row) {
       const Span keys = visible(block, row);
-      shape_scores(block, row, static_cast<std::uint32_t>(at % params_.group), keys);
-      weigh(at, keys);
+      for (std::uint32_t g = 0; g < params_.group; ++g) {
+        shape_scores(block, row, g, keys);
+        weigh(heads_before(row) + g, keys);
+      }
     }
     const std::uint64_t exceptions = params_.mask_kind != MaskKind::kNone ? set_exceptions_aside(block) : 0;
-    accumulate(block, prefetcher_, heads.begin, heads.end);
+    accumulate(block, prefetcher_, begin, end);
     if (exceptions != 0) [[unlikely]]
-      add_exceptions(block, exceptions, heads.begin, heads.end);
+      add_exceptions(block, exceptions, begin, end);
   }
 
   // Where a task begins or ends the prefetcher goes on, so that memory is kept busy.
+  static constexpr std::size_t kBlockVectors = static_cast<std::size_t>(kBlockKeys) / kLanes;
   static constexpr std::size_t kSeamSteps = 4;  // a row and head
   void prefetch_at_seam() {
     for (std::size_t i = 0; i < kSeamSteps; ++i) prefetcher_.step();
@@ -182,7 +197,7 @@ class Attention {
     for (; exceptions != 0; exceptions &= exceptions - 1) {
       const int key = std::countr_zero(exceptions);
       for (std::size_t at = begin; at < end; ++at) {
-        const Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
+        const Span keys = visible(block, row_of(at));
         const float weight = scores_[at * kBlockKeys + static_cast<std::size_t>(key)];
         if (key < keys.first || key >= keys.last || weight == 0) continue;
         float* const out = out_ + at * layout_.out_stride;
@@ -222,13 +237,12 @@ class Attention {
     const std::size_t panel = tile_panel(rows / tiles);
     const std::size_t weighed = tiles * ((params_.v_head_dim + panel - 1) / panel) * keys / kStepLength;
     const std::size_t scored = tiles * ((keys + panel - 1) / panel) * params_.head_dim / kStepLength;
-    const std::size_t packed = (params_.v_head_dim + kSlabDims - 1) / kSlabDims * keys / kStepLength;
+    const std::size_t packed = (params_.v_head_dim + kSlabDims - 1) / kSlabDims * keys / kPackedKeys;
     return transposed + scored + packed + weighed;
   }
 
   void score(const Block& block, Prefetcher& prefetcher, std::size_t begin, std::size_t end) {
     const std::size_t dim_count = params_.head_dim;
-    const std::size_t q_stride = layout_.q_stride;
     if (quads() != 0) return stored_.score_in_quads(block, dim_count, q_, quads(), slab_, scores_, prefetcher);
     if (is_few()) {
       return stored_.score_few(block, dim_count, q_ + begin * kLanes, layout_.heads * kLanes, end - begin,
@@ -240,10 +254,10 @@ class Attention {
       stored_.pack_keys(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
         const std::size_t rows = next_tile(end - at);
-        const float* const q = q_ + at * q_stride + dim;
+        const float* const q = q_ + dim * layout_.heads + at * kSlabDims;
         float* const scores = scores_ + at * kBlockKeys;
         with_rows<kMaxTileRows>(rows, [&](auto count) HWY_ATTR {
-          score_rows<count()>(q, q_stride, slab_, dims, keys, scores, dim != 0, prefetcher);
+          score_rows<count()>(q, slab_, dims, keys, scores, dim != 0, prefetcher);
         });
         at += rows;
       }
@@ -256,7 +270,7 @@ class Attention {
     const std::size_t dim_count = params_.v_head_dim;
     if (is_few()) {
       for (std::size_t at = begin; at < end;) {
-        const Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
+        const Span keys = visible(block, row_of(at));
         const std::size_t rows = same_keys(block, keys, at, end - at);
         stored_.weigh_few(block, keys, dim_count, scores_ + at * kBlockKeys, decay_ + at, rows,
                           out_ + at * layout_.out_stride, layout_.out_stride, prefetcher);
@@ -268,7 +282,7 @@ class Attention {
       const std::size_t dims = std::min(kSlabDims, dim_count - dim);
       stored_.pack_values(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
-        const Span keys = visible(block, static_cast<std::int32_t>(at / params_.group));
+        const Span keys = visible(block, row_of(at));
         const std::size_t rows = same_keys(block, keys, at, next_tile(end - at));
         with_rows<kMaxTileRows>(rows, [&](auto count) HWY_ATTR {
           value_rows<count()>(scores_ + at * kBlockKeys, keys, slab_, dims, decay_ + at,
@@ -282,7 +296,7 @@ class Attention {
   // How many of the `rows` rows from `at` on see exactly `keys`.
   std::size_t same_keys(const Block& block, Span keys, std::size_t at, std::size_t rows) const {
     for (;; --rows) {
-      const Span last = visible(block, static_cast<std::int32_t>((at + rows - 1) / params_.group));
+      const Span last = visible(block, row_of(at + rows - 1));
       if (rows == 1 || (last.first == keys.first && last.last == keys.last)) return rows;
     }
   }
@@ -333,24 +347,35 @@ class Attention {
 
   // One step of the online softmax: scores of one row become weights e^(score - largest), in place.
   void weigh(std::size_t at, Span keys) {
-    const F32 d;
     float* const scores = scores_ + at * kBlockKeys;
-    const std::size_t first = static_cast<std::size_t>(keys.first) / kLanes * kLanes;
-    const std::size_t last = (static_cast<std::size_t>(keys.last) + kLanes - 1) / kLanes * kLanes;
+    if (keys.last - keys.first == kBlockKeys) return weigh_vectors(at, scores, kBlockVectors);
+    constexpr auto lanes = static_cast<std::int64_t>(kLanes);
+    const std::int64_t first = keys.first / lanes * lanes, last = (keys.last + lanes - 1) / lanes * lanes;
     std::fill(scores + first, scores + keys.first, kMinusInfinity);
     std::fill(scores + keys.last, scores + last, kMinusInfinity);
-    VecF32 top = hn::Set(d, kMinusInfinity);
-    for (std::size_t key = first; key < last; key += kLanes) top = hn::Max(top, hn::LoadU(d, scores + key));
+    weigh_vectors(at, scores + first, static_cast<std::size_t>(last - first) / kLanes);
+  }
+
+  // The same for scores [num_vectors][kLanes]; inlined, so that the number of a whole block is a constant.
+  HWY_INLINE void weigh_vectors(std::size_t at, float* HWY_RESTRICT scores, std::size_t num_vectors) {
+    const F32 d;
+    VecF32 top = hn::LoadU(d, scores);
+    for (std::size_t v = 1; v < num_vectors; ++v) top = hn::Max(top, hn::LoadU(d, scores + v * kLanes));
     const float before = largest_[at];
     const float largest = std::max(before, hn::GetLane(hn::MaxOfLanes(d, top)));
     const float shift = largest == kMinusInfinity ? 0.0F : largest;  // nothing visible yet: weights are 0, not NaN
     VecF32 sum = hn::Zero(d);
-    for (std::size_t key = first; key < last; key += kLanes) {
-      const VecF32 weight = exp_not_positive(hn::Sub(hn::LoadU(d, scores + key), hn::Set(d, shift)));
+    for (std::size_t v = 0; v < num_vectors; ++v) {
+      const VecF32 weight = exp_not_positive(hn::Sub(hn::LoadU(d, scores + v * kLanes), hn::Set(d, shift)));
       sum = hn::Add(sum, weight);
-      hn::StoreU(weight, d, scores + key);
+      hn::StoreU(weight, d, scores + v * kLanes);
     }
-    decay_[at] = before == largest ? 1.0F : std::exp(before - shift);
+    if (before == largest) {
+      decay_[at] = 1.0F;
+      sum_[at] += hn::GetLane(hn::SumOfLanes(d, sum));
+      return;
+    }
+    decay_[at] = std::exp(before - shift);
     largest_[at] = largest;
     sum_[at] = sum_[at] * decay_[at] + hn::GetLane(hn::SumOfLanes(d, sum));
   }
@@ -407,7 +432,7 @@ class Attention {
   const AttendTask& task_;
   const Layout layout_;
   const StoredRows stored_;
-  float* q_;        // [rows * group][layout_.q_stride]; of a few rows [vectors][rows * group][kLanes] or
+  float* q_;        // [dims / 64][rows * group][64]; of a few rows [vectors][rows * group][kLanes] or
                     // [head_dim / 4][quads][kLanes]
   float* out_;      // [rows * group][layout_.out_stride]
   float* scores_;   // [rows * group][kBlockKeys]

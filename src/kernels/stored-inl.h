@@ -131,7 +131,7 @@ void pack_values(const Block& block, std::size_t dim_begin, std::size_t dims, fl
   for (std::int64_t key = block.first; key < block.last; ++key) {
     const std::byte* const row = block.v[key] + dim_begin * sizeof(Stored);
     float* const to = slab + static_cast<std::size_t>(key) * kSlabDims;
-    if (key % static_cast<std::int64_t>(kStepLength) == 0) prefetcher.step();
+    if (static_cast<std::size_t>(key) % kPackedKeys == 0) prefetcher.step();
     std::size_t dim = 0;
     for (; dim + kLanes <= dims; dim += kLanes) {
       hn::StoreU(Codec::load(reinterpret_cast<const Stored*>(row) + dim), F32(), to + dim);
@@ -184,8 +184,13 @@ void store_scores(const VecF32 (&sum)[kRows][kKeys], float* scores) {
 template <std::size_t kRows>
 constexpr std::size_t keys_side_by_side() {
   if (kRows <= (kManyRegisters ? 2 : 1)) return 8;
-  return kRows <= (kManyRegisters ? 6 : 3) ? 4 : 2;
+  return kRows <= (kManyRegisters ? 6 : 2) ? 4 : 2;
 }
+
+// Dims of K, and rows of V, from one step of the prefetcher to the next. With 16 registers a tile is so small that more
+// steps would take as many instructions as its products.
+constexpr std::size_t kFewStepDims = kManyRegisters ? 2 * kLanes : 4 * kLanes;
+constexpr std::size_t kFewStepKeys = kManyRegisters ? 2 : 4;
 
 // scores[r][key] = q[r] . k[key] for kKeys keys, each a chain of FMA a lane. q [vectors of head_dim][q_stride]: in each
 // vector the rows side by side.
@@ -199,10 +204,12 @@ HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const
     PAGEDKV_UNROLL
     for (std::size_t i = 0; i < kKeys; ++i) sum[r][i] = hn::Zero(d);
   }
+  const std::byte* row[kKeys];
+  std::copy_n(rows, kKeys, row);
   const auto add = [&](auto load) HWY_ATTR {
     VecF32 k[kKeys];
     PAGEDKV_UNROLL
-    for (std::size_t i = 0; i < kKeys; ++i) k[i] = load(rows[i]);
+    for (std::size_t i = 0; i < kKeys; ++i) k[i] = load(row[i]);
     PAGEDKV_UNROLL
     for (std::size_t r = 0; r < kRows; ++r) {
       VecF32 elements = hn::LoadU(d, q + r * kLanes);
@@ -212,15 +219,20 @@ HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const
     }
     q += q_stride;
   };
+  const auto add_parts = [&](std::size_t dim) HWY_ATTR {
+    add([dim](const std::byte* from) HWY_ATTR { return load_part<Codec, 0>(from, dim); });
+    add([dim](const std::byte* from) HWY_ATTR { return load_part<Codec, 1>(from, dim); });
+  };
   std::size_t dim = 0;
-  for (; dim + 2 * kLanes <= dims; dim += 2 * kLanes) {
+  for (; dim + kFewStepDims <= dims; dim += kFewStepDims) {
     prefetcher.step();
-    add([dim](const std::byte* row) HWY_ATTR { return load_part<Codec, 0>(row, dim); });
-    add([dim](const std::byte* row) HWY_ATTR { return load_part<Codec, 1>(row, dim); });
+    PAGEDKV_UNROLL
+    for (std::size_t i = 0; i < kFewStepDims; i += 2 * kLanes) add_parts(dim + i);
   }
+  for (; dim + 2 * kLanes <= dims; dim += 2 * kLanes) add_parts(dim);
   for (; dim < dims; dim += kLanes) {
     const std::size_t count = std::min(kLanes, dims - dim);
-    add([dim, count](const std::byte* row) HWY_ATTR { return load_rest<Codec>(row, dim, count); });
+    add([dim, count](const std::byte* from) HWY_ATTR { return load_rest<Codec>(from, dim, count); });
   }
   store_scores(sum, scores);
 }
@@ -236,8 +248,6 @@ HWY_INLINE void for_few_rows(std::size_t rows, Body body) {
   }
 }
 
-constexpr std::size_t kFewStepKeys = 2;  // of V, a step of the prefetcher
-
 /// About how many steps of the prefetcher a block takes with a few rows.
 inline std::size_t steps_of_few(std::size_t keys, std::size_t head_dim, std::size_t v_head_dim, std::size_t rows,
                                 std::size_t quads) {
@@ -249,7 +259,7 @@ inline std::size_t steps_of_few(std::size_t keys, std::size_t head_dim, std::siz
   if (quads != 0) return steps + steps_of_quads(quads, keys, head_dim);
   for_few_rows<kMaxScoreTile>(rows, [&](std::size_t, auto count) {
     constexpr std::size_t kKeys = keys_side_by_side<count()>();
-    steps += (keys + kKeys - 1) / kKeys * (head_dim / (2 * kLanes));
+    steps += (keys + kKeys - 1) / kKeys * (head_dim / kFewStepDims);
   });
   return steps;
 }

@@ -15,10 +15,13 @@
 
 // g++ keeps arrays of accumulators in registers only if the loops over them are unrolled early.
 #undef PAGEDKV_UNROLL
+#undef PAGEDKV_ROLL
 #if HWY_COMPILER_GCC_ACTUAL
 #define PAGEDKV_UNROLL _Pragma("GCC unroll 16")
+#define PAGEDKV_ROLL _Pragma("GCC unroll 1")
 #else
 #define PAGEDKV_UNROLL
+#define PAGEDKV_ROLL
 #endif
 
 // Has a vector loaded once and used from its register: g++ would load it again with each FMA, and loads are scarce.
@@ -38,13 +41,16 @@ using format::HWY_NAMESPACE::VecF32;
 constexpr std::size_t kLanes = hn::MaxLanes(F32());
 constexpr bool kManyRegisters = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON;
 constexpr std::size_t kMaxTileRows = 6;
-constexpr std::size_t kStepLength = 4;  // dims or keys of a tile from one step of the prefetcher to the next
+// Dims or keys of a tile from one step of the prefetcher to the next. A step is 6 instructions, which with 16 registers
+// stand beside no more than 80 for 4 dims.
+constexpr std::size_t kStepLength = kManyRegisters ? 4 : 16;
+constexpr std::size_t kPackedKeys = 4;  // of V, packed from one step to the next
 
 // Vectors of a tile with that many rows: as many accumulators as registers allow, and enough to hide FMA latency.
 template <std::size_t kRows>
 constexpr std::size_t tile_vectors() {
   if (kManyRegisters) return kRows > 12 ? 1 : kRows > 6 ? 2 : kLanes == 16 || kRows > 3 ? 4 : 8;
-  return kRows == 1 ? 8 : kRows <= 3 ? 4 : 2;
+  return kRows == 1 ? 8 : kRows <= 2 ? 4 : 2;
 }
 
 // Most rows of a task whose products read rows as they are stored; more convert too often.
@@ -52,7 +58,7 @@ constexpr std::size_t kFewRows = kLanes == 16 ? 16 : 8;
 // Of them, fewest whose scores are computed in quads (quads-inl.h).
 constexpr std::size_t kMinQuadRows = kLanes == 16 ? 7 : kFewRows + 1;
 // Most of them in one tile of scores and of sums; more spill registers.
-constexpr std::size_t kMaxScoreTile = kLanes == 16 ? kMinQuadRows - 1 : kManyRegisters ? 8 : 4;
+constexpr std::size_t kMaxScoreTile = kLanes == 16 ? kMinQuadRows - 1 : kManyRegisters ? 8 : 6;
 constexpr std::size_t kMaxSumTile = kLanes == 16 ? kFewRows : kMaxScoreTile;
 
 // Elements across a tile of that many rows.
@@ -62,10 +68,24 @@ HWY_INLINE std::size_t tile_panel(std::size_t rows) {
   return kVectors[std::clamp<std::size_t>(rows, 1, 8) - 1] * kLanes;
 }
 
-// scores[r][key] (+)= sum over dims of q[r][dim] * slab[dim][key], for kVectors vectors of keys.
+// body(first), body(first + 1), ... kCount calls, four of them unrolled.
+template <std::size_t kCount, class Body>
+HWY_INLINE void repeat(const Body& body, std::size_t first) {
+  constexpr std::size_t kUnrolled = 4;
+  if constexpr (kCount > kUnrolled) {
+    static_assert(kCount % kUnrolled == 0);
+    PAGEDKV_ROLL
+    for (std::size_t i = 0; i < kCount; i += kUnrolled) repeat<kUnrolled>(body, first + i);
+  } else {
+    PAGEDKV_UNROLL
+    for (std::size_t i = 0; i < kCount; ++i) body(first + i);
+  }
+}
+
+// scores[r][key] (+)= sum over dims of q[r][dim] * slab[dim][key], for kVectors vectors of keys. q [kRows][kSlabDims].
 template <std::size_t kRows, std::size_t kVectors>
-HWY_INLINE void score_tile(const float* HWY_RESTRICT q, std::size_t q_stride, const float* HWY_RESTRICT slab,
-                           std::size_t dims, float* HWY_RESTRICT scores, bool accumulate, Prefetcher& prefetcher) {
+HWY_INLINE void score_tile(const float* HWY_RESTRICT q, const float* HWY_RESTRICT slab, std::size_t dims,
+                           float* HWY_RESTRICT scores, bool accumulate, Prefetcher& prefetcher) {
   const F32 d;
   VecF32 sum[kRows][kVectors];
   PAGEDKV_UNROLL
@@ -81,7 +101,8 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT q, std::size_t q_stride, co
     for (std::size_t v = 0; v < kVectors; ++v) k[v] = hn::LoadU(d, slab + dim * kBlockKeys + v * kLanes);
     PAGEDKV_UNROLL
     for (std::size_t r = 0; r < kRows; ++r) {
-      const VecF32 element = hn::Set(d, q[r * q_stride + dim]);
+      VecF32 element = hn::Set(d, q[r * kSlabDims + dim]);
+      if constexpr (!kManyRegisters) PAGEDKV_KEEP_IN_REGISTER(element);
       PAGEDKV_UNROLL
       for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(element, k[v], sum[r][v]);
     }
@@ -89,8 +110,7 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT q, std::size_t q_stride, co
   std::size_t dim = 0;
   for (; dim + kStepLength <= dims; dim += kStepLength) {
     prefetcher.step();
-    PAGEDKV_UNROLL
-    for (std::size_t i = 0; i < kStepLength; ++i) add(dim + i);
+    repeat<kStepLength>(add, dim);
   }
   for (; dim < dims; ++dim) add(dim);
   PAGEDKV_UNROLL
@@ -118,7 +138,8 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, Load lo
     for (std::size_t v = 0; v < kVectors; ++v) value[v] = load(key, v);
     PAGEDKV_UNROLL
     for (std::size_t r = 0; r < kRows; ++r) {
-      const VecF32 weight = hn::Set(d, weights[r * kBlockKeys + key]);
+      VecF32 weight = hn::Set(d, weights[r * kBlockKeys + key]);
+      if constexpr (!kManyRegisters) PAGEDKV_KEEP_IN_REGISTER(weight);
       PAGEDKV_UNROLL
       for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(weight, value[v], sum[r][v]);
     }
@@ -126,8 +147,7 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, Load lo
   std::size_t key = static_cast<std::size_t>(keys.first);
   for (; key + kKeys <= static_cast<std::size_t>(keys.last); key += kKeys) {
     prefetcher.step();
-    PAGEDKV_UNROLL
-    for (std::size_t i = 0; i < kKeys; ++i) add(key + i);
+    repeat<kKeys>(add, key);
   }
   for (; key < static_cast<std::size_t>(keys.last); ++key) add(key);
   PAGEDKV_UNROLL
@@ -142,8 +162,8 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, Load lo
 }
 
 template <std::size_t kRows>
-HWY_NOINLINE void score_rows(const float* q, std::size_t q_stride, const float* slab, std::size_t dims, Span keys,
-                             float* scores, bool accumulate, Prefetcher& prefetcher) {
+HWY_NOINLINE void score_rows(const float* q, const float* slab, std::size_t dims, Span keys, float* scores,
+                             bool accumulate, Prefetcher& prefetcher) {
   constexpr std::size_t kVectors = tile_vectors<kRows>();
   constexpr std::size_t kPanel = kVectors * kLanes;
   static_assert(static_cast<std::size_t>(kBlockKeys) % kPanel == 0);
@@ -151,10 +171,10 @@ HWY_NOINLINE void score_rows(const float* q, std::size_t q_stride, const float* 
   const std::size_t last = (static_cast<std::size_t>(keys.last) + kLanes - 1) / kLanes * kLanes;
   std::size_t key = first;
   for (; key + kPanel <= last; key += kPanel) {
-    score_tile<kRows, kVectors>(q, q_stride, slab + key, dims, scores + key, accumulate, prefetcher);
+    score_tile<kRows, kVectors>(q, slab + key, dims, scores + key, accumulate, prefetcher);
   }
   for (; key < last; key += kLanes) {
-    score_tile<kRows, 1>(q, q_stride, slab + key, dims, scores + key, accumulate, prefetcher);
+    score_tile<kRows, 1>(q, slab + key, dims, scores + key, accumulate, prefetcher);
   }
 }
 
