@@ -20,8 +20,10 @@ using dnnl::memory;
 // Columns of one task: wide enough for a packed panel to pay, narrow enough to feed a few cores from one matrix.
 constexpr std::size_t kTileColumns = 256;
 constexpr std::size_t kBf16TileRows = 16;
-// Row counts that get a kernel of their own, so that a changing batch does not generate one a step.
-constexpr std::array<std::size_t, 14> kRowCounts = {1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 32, 48, kMaxTileRows};
+// Row counts that get a kernel of their own, so that a changing batch does not generate one a step. oneDNN 2.6
+// multiplies 6 rows at a time with AVX2, 8 with AVX-512; where 4, 5 or 6 remain it sums each element in the same order,
+// where 1 to 3 remain not always.
+constexpr std::array<std::size_t, 10> kRowCounts = {4, 5, 6, 12, 16, 24, 28, 36, 48, kMaxTileRows};
 // Below this many multiplications a product runs on the caller's thread: a task costs a few microseconds.
 constexpr std::size_t kSerialMultiplications = 1U << 18;
 
@@ -53,10 +55,26 @@ std::uint16_t to_bf16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);  // To nearest, ties to even.
 }
 
+float round_to_bf16(float value) { return std::bit_cast<float>(std::uint32_t{to_bf16(value)} << 16); }
+
 memory::desc row_major(std::size_t rows, std::size_t cols, memory::data_type type, std::size_t stride) {
   return {{static_cast<memory::dim>(rows), static_cast<memory::dim>(cols)},
           type,
           memory::dims{static_cast<memory::dim>(stride), 1}};
+}
+
+// oneDNN multiplies bf16 from AVX-512 on.
+bool multiplies_bf16() {
+  static const bool does = [] {
+    const memory::desc square = row_major(16, 16, memory::data_type::bf16, 16);
+    try {
+      dnnl::matmul::primitive_desc({square, square, row_major(16, 16, memory::data_type::f32, 16)}, engine());
+      return true;
+    } catch (const dnnl::error&) {
+      return false;
+    }
+  }();
+  return does;
 }
 
 }  // namespace
@@ -75,6 +93,7 @@ struct Linear::Impl {
 
   std::size_t out_dim, in_dim;
   memory::data_type type;
+  bool rounds_inputs;  // to bf16, but multiplies f32: where oneDNN has no bf16 products
   std::vector<std::unique_ptr<Tile>> tiles;
 
   [[nodiscard]] bool is_bf16() const { return type == memory::data_type::bf16; }
@@ -137,7 +156,14 @@ Linear::Linear(std::span<const float> weights, std::size_t out_dim, std::size_t 
   stay_on_this_thread();
   impl_->out_dim = out_dim;
   impl_->in_dim = in_dim;
-  impl_->type = type == WeightType::kF32 ? memory::data_type::f32 : memory::data_type::bf16;
+  impl_->type = type == WeightType::kBf16 && multiplies_bf16() ? memory::data_type::bf16 : memory::data_type::f32;
+  impl_->rounds_inputs = type == WeightType::kBf16 && !impl_->is_bf16();
+  std::vector<float> rounded;
+  if (impl_->rounds_inputs) {
+    rounded.resize(weights.size());
+    std::transform(weights.begin(), weights.end(), rounded.begin(), round_to_bf16);
+    weights = rounded;
+  }
   for (std::size_t first = 0; first < out_dim; first += kTileColumns) {
     impl_->add_tile(weights, first, std::min(kTileColumns, out_dim - first));
   }
@@ -157,6 +183,12 @@ void Linear::multiply(const float* x, std::size_t rows, float* y) const {
     const std::size_t whole = (rows + tile_rows - 1) / tile_rows * tile_rows;
     narrow.resize(whole * impl_->in_dim);  // Rows of padding are zero.
     std::transform(x, x + rows * impl_->in_dim, narrow.begin(), to_bf16);
+  }
+  std::vector<float> rounded;
+  if (impl_->rounds_inputs) {
+    rounded.resize(padded_rows(rows) * impl_->in_dim);
+    std::transform(x, x + rows * impl_->in_dim, rounded.begin(), round_to_bf16);
+    x = rounded.data();
   }
   const std::size_t row_tiles = (rows + tile_rows - 1) / tile_rows;
   const std::size_t tasks = row_tiles * impl_->tiles.size();

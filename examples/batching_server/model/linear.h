@@ -21,9 +21,10 @@ constexpr std::size_t padded_rows(std::size_t rows) {
 /// y = x W^T.
 ///
 /// Result:  a row of y is bitwise the same whichever rows stand beside it (tests/linear_test.cc checks it on the
-///          machine at hand): oneDNN's f32 kernels sum each element in an order that does not depend on the number of
-///          rows (measured; OpenBLAS 0.3.21's do, for small batches), and bf16 products always run in tiles of 16
-///          rows, since the kernels for fewer rows round differently from the AMX ones.
+///          machine at hand): f32 products run for numbers of rows for which oneDNN's kernels sum each element in the
+///          same order (measured with AVX2 and AVX-512), and bf16 products always in tiles of 16 rows, since the
+///          kernels for fewer rows round differently from the AMX ones. Where oneDNN has no bf16 products (before
+///          AVX-512), factors are rounded to bf16 and multiplied in f32: the same precision, twice the memory.
 /// Threads: any number at once; parallel in the caller's tbb::task_arena.
 class Linear {
  public:
