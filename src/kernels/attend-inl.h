@@ -9,6 +9,7 @@
 #include <limits>
 #include <utility>
 
+#include "core/align.h"
 #include "format/convert.h"
 #include "hwy/highway.h"
 #include "kernels/attend.h"
@@ -76,18 +77,18 @@ class Attention {
  private:
   // Sizes of the arrays, each a multiple of 16 floats so that all of them stay aligned to a cache line.
   struct Layout {
+    static constexpr std::size_t kAligned = 16;
     Layout(const AttendParams& params, std::int32_t num_rows) {
       heads = static_cast<std::size_t>(num_rows) * params.group;
-      rows = round_up(heads);
-      out_stride = round_up(params.v_head_dim);
-      q_stride = round_up(params.head_dim);
-      const std::size_t whole_quads = (heads + kQuad - 1) / kQuad * kQuad;
-      q_floats = whole_quads * ((q_stride + kSlabDims - 1) / kSlabDims * kSlabDims);
+      rows = round_up(heads, kAligned);
+      out_stride = round_up(params.v_head_dim, kAligned);
+      q_stride = round_up(params.head_dim, kAligned);
+      const std::size_t whole_quads = round_up(heads, kQuad);
+      q_floats = whole_quads * round_up(q_stride, kSlabDims);
       out_floats = heads * out_stride;
       score_floats = whole_quads * static_cast<std::size_t>(kBlockKeys);
       slab_floats = std::max(static_cast<std::size_t>(kBlockKeys) * kSlabDims, kMaxQuadKeys * q_stride);
     }
-    static std::size_t round_up(std::size_t count) { return (count + 15) / 16 * 16; }
     std::size_t heads, rows, q_stride, out_stride, q_floats, out_floats, score_floats, slab_floats;
   };
 
@@ -100,7 +101,7 @@ class Attention {
     const std::size_t width = quads() != 0 ? kQuad : kLanes;
     const std::size_t stride = quads() != 0 ? quads() * kLanes : layout_.heads * kLanes;
     for (std::size_t at = 0; at < layout_.heads; ++at) {
-      const auto row = static_cast<std::size_t>(query_row(task_, static_cast<std::int64_t>(at / params_.group)));
+      const auto row = static_cast<std::size_t>(query_row(task_, row_of(at)));
       const std::size_t from = (row * params_.num_q_heads + first_head() + at % params_.group) * params_.head_dim;
       prefetch_at_seam();
       if (is_few()) {
@@ -109,8 +110,7 @@ class Attention {
         continue;
       }
       for (std::size_t dim = 0; dim < params_.head_dim; dim += kSlabDims) {
-        load_row(params_.q, params_.q_dtype, from + dim, std::min(kSlabDims, params_.head_dim - dim),
-                 q_ + dim * layout_.heads + at * kSlabDims);
+        load_row(params_.q, params_.q_dtype, from + dim, std::min(kSlabDims, params_.head_dim - dim), q_slab(at, dim));
       }
     }
     std::fill_n(out_, layout_.out_floats, 0.0F);
@@ -118,6 +118,10 @@ class Attention {
     std::fill_n(sum_, layout_.heads, 0.0F);
     std::fill_n(zeros_, layout_.out_stride, 0.0F);
   }
+
+  // Of many rows: the query row of a (row, head) pair from `dim` on, a multiple of kSlabDims. kSlabDims from one to the
+  // next.
+  float* q_slab(std::size_t at, std::size_t dim) const { return q_ + dim * layout_.heads + at * kSlabDims; }
 
   void load_row(const void* base, DType dtype, std::size_t from, std::size_t count, float* to) const {
     const auto convert = [&]<class T>(const T* elements) {
@@ -174,7 +178,6 @@ class Attention {
   }
 
   // Where a task begins or ends the prefetcher goes on, so that memory is kept busy.
-  static constexpr std::size_t kBlockVectors = static_cast<std::size_t>(kBlockKeys) / kLanes;
   static constexpr std::size_t kSeamSteps = 4;  // a row and head
   void prefetch_at_seam() {
     for (std::size_t i = 0; i < kSeamSteps; ++i) prefetcher_.step();
@@ -254,7 +257,7 @@ class Attention {
       stored_.pack_keys(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
         const std::size_t rows = next_tile(end - at);
-        const float* const q = q_ + dim * layout_.heads + at * kSlabDims;
+        const float* const q = q_slab(at, dim);
         float* const scores = scores_ + at * kBlockKeys;
         with_rows<kMaxTileRows>(rows, [&](auto count) HWY_ATTR {
           score_rows<count()>(q, slab_, dims, keys, scores, dim != 0, prefetcher);
@@ -303,7 +306,7 @@ class Attention {
 
   // Soft cap, ALiBi and mask on the visible scores of one row and head, in this order.
   void shape_scores(const Block& block, std::int32_t row, std::uint32_t g, Span keys) {
-    float* const scores = scores_ + (static_cast<std::size_t>(row) * params_.group + g) * kBlockKeys;
+    float* const scores = scores_ + (heads_before(row) + g) * kBlockKeys;
     if (params_.logits_soft_cap > 0) cap_scores(scores, keys);
     if (params_.alibi_slopes != nullptr) {
       const float slope = params_.alibi_slopes[first_head() + g];
@@ -348,7 +351,7 @@ class Attention {
   // One step of the online softmax: scores of one row become weights e^(score - largest), in place.
   void weigh(std::size_t at, Span keys) {
     float* const scores = scores_ + at * kBlockKeys;
-    if (keys.last - keys.first == kBlockKeys) return weigh_vectors(at, scores, kBlockVectors);
+    if (keys.last - keys.first == kBlockKeys) return weigh_vectors(at, scores, std::size_t{kBlockKeys} / kLanes);
     constexpr auto lanes = static_cast<std::int64_t>(kLanes);
     const std::int64_t first = keys.first / lanes * lanes, last = (keys.last + lanes - 1) / lanes * lanes;
     std::fill(scores + first, scores + keys.first, kMinusInfinity);
@@ -370,12 +373,7 @@ class Attention {
       sum = hn::Add(sum, weight);
       hn::StoreU(weight, d, scores + v * kLanes);
     }
-    if (before == largest) {
-      decay_[at] = 1.0F;
-      sum_[at] += hn::GetLane(hn::SumOfLanes(d, sum));
-      return;
-    }
-    decay_[at] = std::exp(before - shift);
+    decay_[at] = before == largest ? 1.0F : std::exp(before - shift);
     largest_[at] = largest;
     sum_[at] = sum_[at] * decay_[at] + hn::GetLane(hn::SumOfLanes(d, sum));
   }
@@ -385,7 +383,7 @@ class Attention {
     if (is_few()) change_order(stored_.from_parts, 0, layout_.heads);
     for (std::int32_t row = 0; row < task_.num_rows; ++row) {
       for (std::uint32_t g = 0; g < params_.group; ++g) {
-        const std::size_t at = static_cast<std::size_t>(row) * params_.group + g;
+        const std::size_t at = heads_before(row) + g;
         const float lse = normalise(at, g);
         prefetch_at_seam();
         const float* const from = out_ + at * layout_.out_stride;

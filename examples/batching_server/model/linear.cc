@@ -8,9 +8,10 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <mutex>
 #include <oneapi/dnnl/dnnl.hpp>
+
+#include "model/bf16.h"
 
 namespace serving {
 namespace {
@@ -50,12 +51,12 @@ Worker& worker() {
   return workers.local();
 }
 
-std::uint16_t to_bf16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);  // To nearest, ties to even.
+// `count` values rounded to bf16, and zeros up to `room`.
+std::vector<float> rounded_to_bf16(const float* values, std::size_t count, std::size_t room) {
+  std::vector<float> rounded(room);
+  std::transform(values, values + count, rounded.begin(), [](float value) { return from_bf16(to_bf16(value)); });
+  return rounded;
 }
-
-float round_to_bf16(float value) { return std::bit_cast<float>(std::uint32_t{to_bf16(value)} << 16); }
 
 memory::desc row_major(std::size_t rows, std::size_t cols, memory::data_type type, std::size_t stride) {
   return {{static_cast<memory::dim>(rows), static_cast<memory::dim>(cols)},
@@ -160,8 +161,7 @@ Linear::Linear(std::span<const float> weights, std::size_t out_dim, std::size_t 
   impl_->rounds_inputs = type == WeightType::kBf16 && !impl_->is_bf16();
   std::vector<float> rounded;
   if (impl_->rounds_inputs) {
-    rounded.resize(weights.size());
-    std::transform(weights.begin(), weights.end(), rounded.begin(), round_to_bf16);
+    rounded = rounded_to_bf16(weights.data(), weights.size(), weights.size());
     weights = rounded;
   }
   for (std::size_t first = 0; first < out_dim; first += kTileColumns) {
@@ -186,8 +186,7 @@ void Linear::multiply(const float* x, std::size_t rows, float* y) const {
   }
   std::vector<float> rounded;
   if (impl_->rounds_inputs) {
-    rounded.resize(padded_rows(rows) * impl_->in_dim);
-    std::transform(x, x + rows * impl_->in_dim, rounded.begin(), round_to_bf16);
+    rounded = rounded_to_bf16(x, rows * impl_->in_dim, padded_rows(rows) * impl_->in_dim);
     x = rounded.data();
   }
   const std::size_t row_tiles = (rows + tile_rows - 1) / tile_rows;

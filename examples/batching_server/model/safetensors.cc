@@ -5,14 +5,13 @@
 #include <cstring>
 #include <filesystem>
 
+#include "model/bf16.h"
 #include "model/json_file.h"
 
 namespace serving {
 namespace {
 
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // The limit of the reference implementation.
-
-float from_bf16(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
 
 float from_f16(std::uint16_t half) {
   const std::uint32_t sign = (half & 0x8000U) << 16;
