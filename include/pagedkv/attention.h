@@ -33,7 +33,7 @@ struct AttentionVariant {
   std::span<const float> alibi_slopes = {};  ///< [num_q_heads].
   /// f16 pages: K, V, queries and weights may be rounded to bf16 for the matrix units, which is several times as fast;
   /// off, f16 is computed at f32 precision. Only "amx" does so, for sequences that bring more than 16 query rows times
-  /// query heads of a kv head (and parts shared by `cascade`); all else is as without. Bound: docs/NUMERICS.md.
+  /// query heads of a kv head (so too parts shared by `cascade`); all else is as without. Bound: docs/NUMERICS.md.
   bool f16_as_bf16 = false;
 };
 
@@ -84,8 +84,8 @@ struct AttentionMask {
 ///                           length = page_size * (pages - 1) + last_page_len, or 0 without pages
 ///   padded (vLLM)           block_table [B][block_table_stride], seq_lens [B]; length = seq_lens[i]
 ///
-/// Lengths are *after* append: the new tokens' K and V are in the pages already. Query row r of sequence i has the
-/// position q_start[i] + r, where q_start[i] is length - q_len unless it is given.
+/// Lengths are at most 2^30, and *after* append: the new tokens' K and V are in the pages already. Query row r of
+/// sequence i has the position q_start[i] + r, where q_start[i] is length - q_len unless it is given.
 struct AttentionBatch {
   std::span<const std::int32_t> qo_indptr = {};         ///< [B+1], from 0, not decreasing; rows * kv heads <= 2^26.
   std::span<const std::int32_t> kv_indptr = {};         ///< [B+1], from 0, not decreasing.
@@ -94,7 +94,7 @@ struct AttentionBatch {
   std::span<const std::int32_t> block_table = {};       ///< [B][block_table_stride]; entries past the end unread.
   std::int64_t block_table_stride = 0;
   std::span<const std::int32_t> seq_lens = {};  ///< [B].
-  std::span<const std::int32_t> q_start = {};   ///< [B] position of the first query row, or empty.
+  std::span<const std::int32_t> q_start = {};   ///< [B] position of the first query row, 0..2^30; or empty.
   AttentionMask mask = {};
 };
 
@@ -128,7 +128,7 @@ class PAGEDKV_API AttentionPlan {
   /// Errors:  kInvalidArgument  a shape out of range, spans of the wrong size, indices not monotonic, negative ids
   ///          kUnsupported      no such target or format here
   ///          kOutOfMemory      workspace or bookkeeping could not be had
-  /// Cost:    O(B + pages + tasks); allocates. Call it outside the layer loop.
+  /// Cost:    O(B + rows + pages + tasks); allocates. Call it outside the layer loop.
   /// Threads: any thread; shares nothing with other plans.
   static Result<AttentionPlan> create(const AttentionConfig& config, const AttentionBatch& batch,
                                       std::span<std::byte> workspace = {}) noexcept;
@@ -137,9 +137,11 @@ class PAGEDKV_API AttentionPlan {
   ///
   /// Requires: the pages that the plan knows are still the leading pages of their sequences (ids not compared)
   /// Errors:   kInvalidArgument  other sequences, rows or kind of mask; fewer pages; a workspace of the caller that has
-  ///                             become too small; or as `create`. The plan is as it was.
+  ///                             become too small; or as `create`
+  ///           kClosed           the plan was moved from
   ///           kOutOfMemory
-  /// Cost:     O(B + tasks) and a look at each page id; copies only new pages and reuses the plan's memory.
+  ///           After any of them the plan is as it was.
+  /// Cost:     O(B + tasks), a look at each query row and page id; copies only new pages, reuses the plan's memory.
   /// Threads:  not while a run is under way.
   Result<void> extend(const AttentionBatch& batch) noexcept;
 
@@ -151,7 +153,9 @@ class PAGEDKV_API AttentionPlan {
   ///          lse [rows][num_q_heads], natural logarithm, or empty;
   ///          sinks [num_q_heads] of this layer in place of AttentionVariant::sinks, or empty
   /// Errors:  kInvalidArgument  a span of the wrong size, a page id not below pages.num_pages, bad strides or sinks
-  ///          kCancelled        the caller's task group was cancelled
+  ///          kCancelled        the caller's task group was cancelled; out and lse are unspecified
+  ///          kClosed           the plan was moved from
+  ///          kOutOfMemory      oneTBB had no memory for its tasks; out and lse are unspecified
   /// Result:  bitwise equal for any thread count; across targets within the bound of docs/NUMERICS.md
   /// Cost:    reads each visible page once a kv head. Allocates nothing, takes no lock.
   /// Threads: runs in the caller's tbb::task_arena; one run of a plan at a time, several plans at once.
@@ -203,6 +207,9 @@ struct KvWriteView {
 ///
 /// Shape:   k [slots][num_kv_heads][head_dim], v [slots][num_kv_heads][v_head_dim]; negative slots are skipped
 /// Errors:  kInvalidArgument  sizes that do not match, or a slot outside the pages; nothing was written
+///          kUnsupported      no such target here; nothing was written
+///          kCancelled        the caller's task group was cancelled; some slots may have been written, others not
+///          kOutOfMemory      oneTBB had no memory for its tasks; likewise
 /// Cost:    one pass; parallel in the caller's arena when there is enough to write. Allocates nothing.
 /// Threads: slots of concurrent calls must differ.
 PAGEDKV_API Result<void> write_kv(const AttentionConfig& config, const KvWriteView& pages,

@@ -9,13 +9,17 @@ namespace pagedkv::attention {
 namespace {
 
 constexpr std::uint32_t kMaxHeads = 1U << 16, kMaxHeadDim = 1024, kMaxPageSize = 256;
-// Strides and mask sizes stay so far below 2^63 that no sum of products in a kernel can overflow.
 constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
+// Of products of strides: no sum of them in a kernel can overflow.
+constexpr std::int64_t kMaxOffset = std::int64_t{1} << 61;
+// Of keys and of positions before the first query row: kernels count both in 32 bits.
+constexpr std::int64_t kMaxTokens = std::int64_t{1} << 30;
 // Query rows times kv heads of a batch: a million rows of 64 heads. One wrong number must not cost gigabytes of
 // schedule.
 constexpr std::uint64_t kMaxHeadRows = std::uint64_t{1} << 26;
 
 constexpr Error invalid(const char* what) noexcept { return {Errc::kInvalidArgument, what}; }
+constexpr Error kTooLong = invalid("a sequence has more than 2^30 tokens");
 
 bool is_csr(const AttentionBatch& batch) noexcept { return !batch.kv_indptr.empty(); }
 
@@ -47,10 +51,11 @@ Result<void> check_csr(const AttentionConfig& config, const AttentionBatch& batc
   if (batch.kv_last_page_len.size() != count) return invalid("kv_last_page_len must have one entry a sequence");
   for (std::size_t i = 0; i < count; ++i) {
     const std::int32_t last = batch.kv_last_page_len[i];
-    const bool empty = batch.kv_indptr[i] == batch.kv_indptr[i + 1];
-    if (empty ? last != 0 : last < 1 || static_cast<std::uint32_t>(last) > config.page_size) {
+    const std::int64_t num_pages = batch.kv_indptr[i + 1] - batch.kv_indptr[i];
+    if (num_pages == 0 ? last != 0 : last < 1 || static_cast<std::uint32_t>(last) > config.page_size) {
       return invalid("kv_last_page_len must be 1..page_size, or 0 for a sequence without pages");
     }
+    if (num_pages * config.page_size - config.page_size + last > kMaxTokens) return kTooLong;
   }
   if (!all_ids(batch.kv_indices.first(static_cast<std::size_t>(batch.kv_indptr.back())))) {
     return invalid("a page id is negative");
@@ -68,6 +73,7 @@ Result<void> check_padded(const AttentionConfig& config, const AttentionBatch& b
   if (stride < 0 || stride > kMaxStride) return invalid("block_table_stride is out of range");
   for (std::size_t i = 0; i < count; ++i) {
     if (batch.seq_lens[i] < 0) return invalid("seq_lens must not be negative");
+    if (batch.seq_lens[i] > kMaxTokens) return kTooLong;
     const std::int64_t used = pages_of(batch.seq_lens[i], config.page_size);
     if (used == 0) continue;
     if (used > stride) return invalid("a sequence has more tokens than its row of block_table has pages for");
@@ -105,13 +111,15 @@ Result<void> check_mask(const AttentionConfig& config, const AttentionBatch& bat
         row_stride > kMaxStride || head_stride > kMaxStride) {
       return invalid("mask offsets and strides must be in range and not negative");
     }
-    if (sequence.q_len == 0 || sequence.kv_len == 0) continue;
+    if (sequence.q_len == 0) continue;
     // In f64 the sum cannot overflow, and is exact far beyond every size that fits in memory.
     const double last = static_cast<double>(sequence.mask_offset) +
                         static_cast<double>(head_stride) * (config.num_q_heads - 1.0) +
                         static_cast<double>(row_stride) * static_cast<double>(sequence.q_len - 1) +
                         static_cast<double>(sequence.kv_len);
-    if (last > static_cast<double>(capacity)) return invalid("the mask is shorter than its offsets and strides say");
+    if (last > (sequence.kv_len == 0 ? static_cast<double>(kMaxOffset) : static_cast<double>(capacity))) {
+      return invalid("the mask is shorter than its offsets and strides say");
+    }
   }
   return {};
 }
@@ -184,7 +192,7 @@ Result<void> check_batch(const AttentionConfig& config, const AttentionBatch& ba
   if (!batch.q_start.empty() && batch.q_start.size() != count) return invalid("q_start must have one entry a sequence");
   if (auto table = is_csr(batch) ? check_csr(config, batch) : check_padded(config, batch); !table) return table;
   for (const std::int32_t start : batch.q_start) {
-    if (start < 0) return invalid("q_start must not be negative");
+    if (start < 0 || start > kMaxTokens) return invalid("q_start must be from 0 to 2^30");
   }
   return check_mask(config, batch);
 }
@@ -233,6 +241,10 @@ Result<void> check_view(const kernels::AttendParams& params, const KvView& pages
       !is_stride(pages.k_token_stride, element) || !is_stride(pages.v_page_stride, element) ||
       !is_stride(pages.v_head_stride, element) || !is_stride(pages.v_token_stride, element)) {
     return invalid("strides must be multiples of the element size and below 2^40 bytes");
+  }
+  const std::int64_t page_stride = std::max(std::abs(pages.k_page_stride), std::abs(pages.v_page_stride));
+  if (page_stride != 0 && page_id_limit > kMaxOffset / page_stride) {
+    return invalid("page strides and ids are too large for an address");
   }
   return {};
 }

@@ -16,7 +16,7 @@ bool may_share(const PlannedBatch& batch) noexcept {
 // Leading parts of a sequence behind which no row sees a part whole. Beside a window the part of the last key is not
 // among them: learned sinks and sink tokens need a part of the sequence's own.
 std::int64_t whole_parts(const kernels::AttendParams& params, const SequenceView& view) noexcept {
-  if (view.q_len == 0 || view.q_len > kFewRows) return 0;
+  if (view.q_len == 0 || view.q_len > kDecodeRows) return 0;
   const std::int64_t keys = params.causal ? std::min(view.kv_len, view.q_start + 1) : view.kv_len;
   return std::max<std::int64_t>(0, params.window_left < 0 ? keys : keys - 1) / kPartKeys;
 }
@@ -51,7 +51,7 @@ std::int32_t list_rows(Schedule& schedule, const PlannedBatch& batch, std::span<
 // Keys of a part that `num_rows` rows share. More rows make for larger states and more work on a part: fewer parts save
 // a tenth of it, and still feed as many threads.
 std::int64_t shared_part_keys(std::int64_t num_rows) noexcept {
-  return num_rows <= kFewRows ? kPartKeys : 2 * kPartKeys;
+  return num_rows <= kDecodeRows ? kPartKeys : 2 * kPartKeys;
 }
 
 // Adds the units of what those of the sequences order[first] .. order[shared.end_of_run - 1] share that see all of it.

@@ -11,6 +11,7 @@
 #include "attention/batch.h"
 #include "attention/parallel.h"
 #include "attention/schedule.h"
+#include "core/align.h"
 #include "cpu/targets.h"
 #include "kernels/merge.h"
 #include "pagedkv/attention.h"
@@ -19,18 +20,13 @@
 namespace pagedkv {
 namespace {
 
-constexpr std::size_t kAlignment = 64;
 // A call that computes for less than this is over before another thread has woken up.
 constexpr double kInlineSeconds = 20e-6, kBytesPerSecond = 10e9, kFlopsPerSecond = 50e9;
 
 struct FreeAligned {
-  void operator()(std::byte* memory) const noexcept { ::operator delete[](memory, std::align_val_t{kAlignment}); }
+  void operator()(std::byte* memory) const noexcept { ::operator delete[](memory, std::align_val_t{kCacheLineBytes}); }
 };
 using AlignedBytes = std::unique_ptr<std::byte[], FreeAligned>;
-
-constexpr std::size_t round_up(std::size_t bytes) noexcept {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
 
 constexpr Error kNoMemory = {Errc::kOutOfMemory, "no memory for the bookkeeping of a plan"};
 
@@ -78,18 +74,22 @@ struct Planned {
   /// Of one lane: the scratch of its kernel, then the states of sinks and of windows, [2][sink_states][v_head_dim] and
   /// [2][sink_states].
   [[nodiscard]] std::size_t lane_bytes() const noexcept {
-    return schedule.scratch_bytes + round_up(2 * schedule.sink_states * (params.v_head_dim + 1) * sizeof(float));
+    return schedule.scratch_bytes +
+           round_up(2 * schedule.sink_states * (params.v_head_dim + 1) * sizeof(float), kCacheLineBytes);
   }
   [[nodiscard]] double seconds() const noexcept;
 
  private:
   [[nodiscard]] std::size_t partial_out_bytes() const noexcept {
-    return round_up(schedule.num_states * params.v_head_dim * sizeof(float));
+    return round_up(schedule.num_states * params.v_head_dim * sizeof(float), kCacheLineBytes);
   }
-  [[nodiscard]] std::size_t partial_lse_bytes() const noexcept { return round_up(schedule.num_states * sizeof(float)); }
+  [[nodiscard]] std::size_t partial_lse_bytes() const noexcept {
+    return round_up(schedule.num_states * sizeof(float), kCacheLineBytes);
+  }
   Result<void> rebuild(const AttentionBatch& batch);
   void copy_pages(const AttentionBatch& batch);
-  void append_pages(const AttentionBatch& batch) noexcept;
+  void write_new_pages(const AttentionBatch& batch) noexcept;
+  void count_new_pages(const AttentionBatch& batch) noexcept;
   void count_ids(const std::int32_t* ids, std::int64_t count) noexcept;
   [[nodiscard]] attention::PlannedBatch planned(const AttentionBatch& batch) const noexcept {
     return {config, batch, params, cpu::target_of(*target), tables, page_ids.data()};
@@ -249,8 +249,8 @@ class AttentionRun {
   kernels::AttendParams unwindowed_;  // for keys that the window does not hide
   const kernels::WriteRowFn write_row_;
   const std::size_t num_tasks_, num_lanes_;
-  alignas(kAlignment) std::atomic<std::size_t> next_{0};
-  alignas(kAlignment) std::atomic<std::size_t> done_{0};
+  alignas(kCacheLineBytes) std::atomic<std::size_t> next_{0};
+  alignas(kCacheLineBytes) std::atomic<std::size_t> done_{0};
 };
 
 Result<void> Planned::build(const AttentionConfig& layer, const AttentionBatch& batch) {
@@ -301,14 +301,20 @@ void Planned::copy_pages(const AttentionBatch& batch) {
   page_ids.swap(new_ids);
 }
 
-void Planned::append_pages(const AttentionBatch& batch) noexcept {
+// Behind the ids that the plan counts, where nothing reads them yet.
+void Planned::write_new_pages(const AttentionBatch& batch) noexcept {
   for (std::size_t i = 0; i < tables.size(); ++i) {
     const attention::SequenceView sequence = attention::read_sequence(config, batch, i);
-    const std::int64_t known = tables[i].count, added = sequence.num_pages - known;
-    std::int32_t* const to = page_ids.data() + tables[i].first + known;
-    std::copy_n(sequence.pages + known, added, to);
-    count_ids(to, added);
-    tables[i].count = sequence.num_pages;
+    const std::int64_t known = tables[i].count;
+    std::copy_n(sequence.pages + known, sequence.num_pages - known, page_ids.data() + tables[i].first + known);
+  }
+}
+
+void Planned::count_new_pages(const AttentionBatch& batch) noexcept {
+  for (std::size_t i = 0; i < tables.size(); ++i) {
+    const std::int64_t known = tables[i].count;
+    tables[i].count = attention::read_sequence(config, batch, i).num_pages;
+    count_ids(page_ids.data() + tables[i].first + known, tables[i].count - known);
   }
 }
 
@@ -325,7 +331,7 @@ Result<void> Planned::extend(const AttentionBatch& batch) {
     fits = fits && pages <= tables[i].capacity;
   }
   if (!fits) return rebuild(batch);
-  append_pages(batch);  // behind what the schedule of before reads: harmless if the rest fails
+  write_new_pages(batch);  // counted when nothing can fail any more
   attention::make_schedule(spare, planned(batch));
   std::swap(schedule, spare);
   const bool grows = owned_workspace != nullptr && workspace_bytes() > workspace.size();
@@ -333,6 +339,7 @@ Result<void> Planned::extend(const AttentionBatch& batch) {
     std::swap(schedule, spare);
     return placed;
   }
+  count_new_pages(batch);
   mask = batch.mask.bytes.data();
   return {};
 }
@@ -356,11 +363,11 @@ Result<void> Planned::place(std::span<std::byte> memory) noexcept {
     auto counters = std::make_unique<std::atomic<std::int32_t>[]>(merges);
     auto lanes = std::make_unique<Claim[]>(std::max<std::size_t>(num_lanes(), 1));
     if (memory.data() == nullptr && needed != 0) {
-      owned_workspace.reset(static_cast<std::byte*>(::operator new[](needed, std::align_val_t{kAlignment})));
+      owned_workspace.reset(static_cast<std::byte*>(::operator new[](needed, std::align_val_t{kCacheLineBytes})));
       memory = {owned_workspace.get(), needed};
     }
     if (memory.size() < needed) return Error{Errc::kInvalidArgument, "the workspace is smaller than workspace_bytes"};
-    if (reinterpret_cast<std::uintptr_t>(memory.data()) % kAlignment != 0) {
+    if (reinterpret_cast<std::uintptr_t>(memory.data()) % kCacheLineBytes != 0) {
       return Error{Errc::kInvalidArgument, "the workspace must be aligned to 64 bytes"};
     }
     units_left = std::move(counters);

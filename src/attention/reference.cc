@@ -78,6 +78,7 @@ Result<void> reference_attention(const AttentionConfig& config, const AttentionB
       (!lse.empty() && lse.size() != rows)) {
     return Error{Errc::kInvalidArgument, "q, out or lse does not have the size of the batch"};
   }
+  if (rows != 0 && q.data == nullptr) return Error{Errc::kInvalidArgument, "q is null"};
   if (!scores.values.empty() && scores.values.size() != num_reference_scores(config, batch)) {
     return Error{Errc::kInvalidArgument, "scores does not have the size of the batch"};
   }

@@ -8,16 +8,18 @@
 #include <utility>
 
 #include "attention/cascade.h"
+#include "core/align.h"
 
 namespace pagedkv::attention {
 namespace {
 
-constexpr std::int64_t kSomeRows = 128, kSomeRowsKeys = 8192;
+// More rows have parallelism of their own and larger states: a chunk of prefill has longer parts, a prompt has one.
+constexpr std::int64_t kChunkRows = 128, kChunkPartKeys = 8192;
 
 // Keys of one part of a sequence that brings `q_len` rows.
 std::int64_t split_keys(std::int64_t q_len) noexcept {
-  if (q_len <= kFewRows) return kPartKeys;
-  return q_len <= kSomeRows ? kSomeRowsKeys : std::numeric_limits<std::int64_t>::max() / 2;
+  if (q_len <= kDecodeRows) return kPartKeys;
+  return q_len <= kChunkRows ? kChunkPartKeys : std::numeric_limits<std::int64_t>::max() / 2;
 }
 
 // Sink tokens that a window which begins at keys.begin does not hold.
@@ -147,7 +149,7 @@ void finish(Schedule& schedule) {
   schedule.unsorted.swap(schedule.units);
   schedule.units.resize(schedule.unsorted.size());
   for (const Unit& unit : schedule.unsorted) schedule.units[place[class_of(unit)]++] = unit;
-  schedule.scratch_bytes = (schedule.scratch_bytes + 63) / 64 * 64;
+  schedule.scratch_bytes = round_up(schedule.scratch_bytes, kCacheLineBytes);
 }
 
 }  // namespace

@@ -120,8 +120,8 @@ struct Schedule {
 /// enough that one sequence feeds many threads. Parts begin at multiples, so that split points depend on the sequence
 /// alone.
 inline constexpr std::int64_t kPartKeys = 1024;
-/// More rows have parallelism of their own and larger states.
-inline constexpr std::int64_t kFewRows = 16;
+/// Most query rows of a sequence in parts of that size: a token, or one with its drafts.
+inline constexpr std::int64_t kDecodeRows = 16;
 
 /// Cuts the sequences of a batch into units, in the order in which they should run; may throw std::bad_alloc.
 void make_schedule(Schedule& schedule, const PlannedBatch& batch);

@@ -54,16 +54,11 @@ struct Writer {
 
 constexpr Error invalid(const char* what) noexcept { return {Errc::kInvalidArgument, what}; }
 
-Result<void> check_slots(const KvWriteView& pages, std::uint32_t page_size,
-                         std::span<const std::int64_t> slots) noexcept {
-  if (pages.num_pages < 0 || pages.num_pages > std::numeric_limits<std::int64_t>::max() / page_size) {
-    return invalid("num_pages is out of range");
-  }
-  const std::int64_t num_slots = pages.num_pages * page_size;
-  for (const std::int64_t slot : slots) {
-    if (slot >= num_slots) return invalid("a slot lies outside the pages");
-  }
-  return {};
+// One more than the page of the largest slot, at least 1.
+std::int64_t page_id_limit(std::span<const std::int64_t> slots, std::uint32_t page_size) noexcept {
+  std::int64_t largest = 0;
+  for (const std::int64_t slot : slots) largest = std::max(largest, slot);
+  return largest / page_size + 1;
 }
 
 }  // namespace
@@ -79,17 +74,8 @@ Result<void> write_kv(const AttentionConfig& config, const KvWriteView& pages, s
   }
   if (slots.empty()) return {};
   if (k.data == nullptr || v.data == nullptr) return invalid("k and v must not be null");
-  if (auto checked = check_slots(pages, config.page_size, slots); !checked) return checked;
-  const KvView view = {pages.k,
-                       pages.v,
-                       pages.k_page_stride,
-                       pages.k_head_stride,
-                       pages.k_token_stride,
-                       pages.v_page_stride,
-                       pages.v_head_stride,
-                       pages.v_token_stride,
-                       pages.num_pages};
-  if (auto checked = attention::check_view(*params, view, 1); !checked) return checked;
+  if (auto checked = attention::check_view(*params, pages, page_id_limit(slots, config.page_size)); !checked)
+    return checked;
   auto found = config.target.empty() ? active_target() : find_target(config.target);
   if (!found.has_value()) return Error{Errc::kUnsupported, found.error().what};
 

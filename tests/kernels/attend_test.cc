@@ -212,7 +212,7 @@ TEST(Attend, KeysBetweenSinkTokensAndWindowAreNotRead) {
 }
 
 TEST(Attend, AgreesWithOracleWithSoftCap) {
-  for (const float cap : {1.0F, 30.0F, 50.0F}) {
+  for (const float cap : {1.0F, 30.0F, 50.0F, 1000.0F}) {
     ProblemShape shape = mixed();
     shape.config.variant.logits_soft_cap = cap;
     expect_oracle(shape);

@@ -194,8 +194,7 @@ class LargeLogits {
 };
 
 TEST(MemorySafety, LogitsNearTheLargestFloatGiveOneKeyAllWeight) {
-  // 32 products of q and k: 1.3e38, a third of the largest float. With f16, k itself is the largest number. To AMX
-  // kernels a logit below -1e28 is that of a hidden key (docs/NUMERICS.md).
+  // 32 products of q and k: 1.3e38, a third of the largest float. With f16, k itself is the largest number.
   for (const bool negative : {false, true}) {
     LargeLogits(DType::f32, 2e18F, 2e18F, negative).expect_finite_and_near_oracle();
     LargeLogits(DType::bf16, 2e18F, negative ? 1e8F : 2e18F, negative).expect_finite_and_near_oracle();

@@ -371,9 +371,11 @@ inline std::vector<const char*> runnable_targets() {
 /// The arithmetic that a target may use for a layer.
 inline Arithmetic arithmetic_of(std::string_view target, const AttentionConfig& config) {
   if (target != "amx") return {};
-  if (config.kv_dtype == DType::bf16) return {.q = kRoundBf16, .p = kRoundBf16};
-  if (config.kv_dtype != DType::f16 || !config.variant.f16_as_bf16) return {};
-  return {.q = kRoundBf16, .p = kRoundBf16, .kv = kRoundBf16};
+  const auto cap = static_cast<double>(config.variant.logits_soft_cap);
+  if (config.kv_dtype == DType::bf16) return {.q = kRoundBf16, .p = kRoundBf16, .cap = 4e-6 * cap};
+  if (config.kv_dtype == DType::f32) return {};
+  if (!config.variant.f16_as_bf16) return {.cap = 4e-7 * cap};
+  return {.q = kRoundBf16, .p = kRoundBf16, .kv = kRoundBf16, .cap = 4e-6 * cap};
 }
 
 }  // namespace pagedkv::testing

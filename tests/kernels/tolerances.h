@@ -17,9 +17,10 @@ inline constexpr double kRound32 = 0x1p-24, kRound16 = 0x1p-11, kRoundBf16 = 0x1
 
 /// What an arithmetic rounds besides f32 sums.
 struct Arithmetic {
-  double q = 0;   ///< Unit roundoff of queries inside the kernel; 0 if they stay f32.
-  double p = 0;   ///< Of softmax weights.
-  double kv = 0;  ///< Of K and V inside the kernel; 0 if they are as stored.
+  double q = 0;    ///< Unit roundoff of queries inside the kernel; 0 if they stay f32.
+  double p = 0;    ///< Of softmax weights.
+  double kv = 0;   ///< Of K and V inside the kernel; 0 if they are as stored.
+  double cap = 0;  ///< Absolute error of a capped logit that grows with the cap, not with the logit.
 };
 
 /// Sizes of the numbers that meet.
@@ -37,7 +38,7 @@ inline double logit_bound(const Arithmetic& a, const Magnitudes& m) {
   const double queries = a.q / std::sqrt(3.0) * m.q_max * m.k_norm;
   const double keys = a.kv / std::sqrt(3.0) * m.k_max * m.q_norm;
   const double biases = 4 * kRound32 * (m.largest_bias + m.q_norm * m.k_norm * std::fabs(m.sm_scale));
-  return kLambda * std::fabs(m.sm_scale) * (sums + queries + keys) + biases;
+  return kLambda * std::fabs(m.sm_scale) * (sums + queries + keys) + biases + a.cap;
 }
 
 inline double lse_bound(const Arithmetic& a, const Magnitudes& m) {

@@ -6,6 +6,8 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <numeric>
 #include <vector>
 
 #include "pagedkv/attention.h"
@@ -153,6 +155,25 @@ TEST_F(Plan, RefusesMoreRowsThanAnyBatchHasBeforeItSpendsMemoryOnThem) {
   }
 }
 
+TEST_F(Plan, RefusesMoreTokensThanKernelsCount) {
+  config.page_size = 256;
+  const std::int32_t num_pages = 1 << 22;
+  const std::vector<std::int32_t> ids(num_pages + 1), rows = {0, 1}, most = {0, num_pages}, more = {0, num_pages + 1};
+  const std::vector<std::int32_t> full = {256}, one = {1}, late = {(1 << 30) + 1};
+  AttentionBatch long_batch = {.qo_indptr = rows, .kv_indptr = most, .kv_indices = ids, .kv_last_page_len = full};
+  EXPECT_TRUE(AttentionPlan::create(config, long_batch).has_value());
+  long_batch.q_start = late;
+  EXPECT_EQ(refused(long_batch), Errc::kInvalidArgument);
+  long_batch.q_start = {};
+  long_batch.kv_indptr = more;
+  long_batch.kv_last_page_len = one;
+  EXPECT_EQ(refused(long_batch), Errc::kInvalidArgument);
+  const std::vector<std::int32_t> lens = {(1 << 30) + 1};
+  AttentionBatch padded = {.qo_indptr = rows, .block_table = ids, .block_table_stride = num_pages + 1};
+  padded.seq_lens = lens;
+  EXPECT_EQ(refused(padded), Errc::kInvalidArgument);
+}
+
 TEST_F(Plan, RefusesMasksThatAreTooShort) {
   const std::vector<std::byte> bytes(5 + 2 * 3);
   const std::vector<std::int64_t> offsets = {0, 5}, far = {0, INT64_MAX}, negative = {0, -1}, heads = {0, 6};
@@ -170,6 +191,14 @@ TEST_F(Plan, RefusesMasksThatAreTooShort) {
   masked.mask.offsets = negative;
   EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
   masked.mask.offsets = {};
+  EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
+}
+
+TEST_F(Plan, RefusesMaskStridesThatOverflowThoughNoKeyIsThere) {
+  const std::vector<std::int64_t> offsets = {0}, strides = {std::int64_t{1} << 40};
+  const std::vector<std::int32_t> rows = {0, 1 << 24}, none = {0, 0}, no_last = {0}, start = {0};
+  AttentionBatch masked = {.qo_indptr = rows, .kv_indptr = none, .kv_last_page_len = no_last, .q_start = start};
+  masked.mask = {.kind = MaskKind::kBool, .offsets = offsets, .row_strides = strides};
   EXPECT_EQ(refused(masked), Errc::kInvalidArgument);
 }
 
@@ -210,6 +239,15 @@ TEST_F(Plan, RunRefusesSizesAndViewsThatDoNotFit) {
   EXPECT_EQ(plan.run(bad, q, out).error(), Errc::kInvalidArgument);
   EXPECT_EQ(plan.run(view(), ConstTensor(nullptr, q.size(), DType::f32), out).error(), Errc::kInvalidArgument);
   EXPECT_EQ(plan.run(view(), q, Tensor(nullptr, out.size(), DType::f32)).error(), Errc::kInvalidArgument);
+}
+
+TEST_F(Plan, RunRefusesPagesBeyondAnyAddress) {
+  kv_indices[0] = 1 << 30;
+  const auto plan = AttentionPlan::create(config, batch()).value();
+  KvView bad = view();
+  bad.num_pages = std::int64_t{1} << 31;
+  bad.v_page_stride = -(std::int64_t{1} << 40);
+  EXPECT_EQ(plan.run(bad, q, out).error(), Errc::kInvalidArgument);
 }
 
 TEST_F(Plan, RunTakesTheSinksOfALayerInPlaceOfThePlans) {
@@ -305,6 +343,35 @@ TEST_F(Plan, ExtendRefusesOtherBatchesAndStaysAsItWas) {
   EXPECT_EQ(plan.extend(bad).error(), Errc::kInvalidArgument);
   EXPECT_EQ(plan.kv_bytes(), (5U + 3U) * 2 * 16 * 4);
   EXPECT_TRUE(plan.run(view(), q, out, lse).has_value());
+}
+
+TEST_F(Plan, KnowsNoMorePagesAfterAnExtendThatFailed) {
+  // 256 pages and a workspace that is just enough: one page more is a second part, whose state has no room.
+  const std::int64_t row = 32, head = 2 * 4 * row, page = 2 * head;
+  const std::vector<float> many(257 * 2 * 2 * 4 * 8, 0.5F);  // [page][head][K, V][token][dim]
+  const KvView all = {many.data(), many.data() + 32, page, head, row, page, head, row, 257};
+  KvView before = all;
+  before.num_pages = 256;
+  std::vector<std::int32_t> table(257), one_row = {0, 1}, lens = {1024};
+  std::iota(table.begin(), table.end(), 0);
+  const auto now = [&]() -> AttentionBatch {
+    return {.qo_indptr = one_row, .block_table = table, .block_table_stride = 257, .seq_lens = lens};
+  };
+  const std::size_t bytes = AttentionPlan::workspace_bytes(config, now()).value();
+  std::vector<std::byte> memory(bytes + 64);
+  void* start = memory.data();
+  std::size_t space = memory.size();
+  auto* const aligned = static_cast<std::byte*>(std::align(64, bytes, start, space));
+  AttentionPlan plan = AttentionPlan::create(config, now(), {aligned, bytes}).value();
+  const std::span<float> row_out(out.data(), 32);
+  const std::span<const float> row_q(q.data(), 32);
+  lens[0] = 1025;
+  EXPECT_EQ(plan.extend(now()).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(plan.run(all, row_q, row_out).error(), Errc::kOk);
+  EXPECT_EQ(plan.run(before, row_q, row_out).error(), Errc::kOk);
+  lens[0] = 1024;
+  EXPECT_EQ(plan.extend(now()).error(), Errc::kOk);
+  EXPECT_EQ(plan.run(before, row_q, row_out).error(), Errc::kOk);
 }
 
 TEST_F(Plan, OfAnEmptyBatchRuns) {

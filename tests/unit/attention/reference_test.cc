@@ -117,6 +117,9 @@ TEST(Reference, RefusesQueriesAndResultsOfTheWrongSize) {
   EXPECT_EQ(run(2, 1, 0).error(), Errc::kInvalidArgument);
   EXPECT_EQ(run(1, 2, 0).error(), Errc::kInvalidArgument);
   EXPECT_EQ(run(1, 1, 2).error(), Errc::kInvalidArgument);
+  const ConstTensor null(nullptr, 1, DType::f32);
+  EXPECT_EQ(reference_attention(problem.config, problem.batch, view, null, std::span(results).first(1), {}, {}).error(),
+            Errc::kInvalidArgument);
 }
 
 TEST(Reference, RefusesScoresOfTheWrongSize) {

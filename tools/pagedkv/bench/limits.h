@@ -21,7 +21,7 @@ enum class PeakUnit : std::uint8_t { kAmxBf16, kFma512, kFma256, kMulAdd128 };
 
 const char* to_string(PeakUnit unit) noexcept;
 
-/// The unit that does the matrix work of a kernel target: AMX for bf16 pages on "amx", else fp32 FMA of its width.
+/// The unit that does the matrix work of a kernel target: AMX for 16-bit pages on "amx", else fp32 FMA of its width.
 PeakUnit peak_unit_of(std::string_view target, DType kv_dtype) noexcept;
 
 /// Multiplies and adds at full rate for about a millisecond, on random data in registers, on all threads of the arena.
