@@ -38,12 +38,20 @@ struct SharedRun {
   std::int32_t tokens = 0;
 };
 
+/// Rows and keys of a sequence that its mask shows or hides as a whole, for every head; elsewhere it is random.
+struct MaskSpan {
+  std::size_t sequence = 0;
+  std::int32_t first_row = 0, end_row = 0, first_key = 0, end_key = 0;
+  bool visible = false;
+};
+
 struct ProblemShape {
   AttentionConfig config = {.num_q_heads = 4, .num_kv_heads = 2, .head_dim = 32};
   std::vector<SequenceShape> sequences = {};
   DType q_dtype = DType::f32, out_dtype = DType::f32;
   MaskKind mask = MaskKind::kNone;
   bool mask_per_head = false;
+  std::vector<MaskSpan> mask_spans = {};  // a later one overrides an earlier one
   PageLayout layout = PageLayout::kOurs;
   bool padded_table = false;
   bool sinks = false, alibi = false;
@@ -322,7 +330,7 @@ class Problem {
 
   void make_masks() {
     if (shape_.mask == MaskKind::kNone) return;
-    std::mt19937 random(shape_.seed + 2);
+    std::mt19937 random(shape_.seed + 2), random_bias(shape_.seed + 3);
     std::normal_distribution<float> normal;
     std::int64_t entries = 5;  // the first mask does not begin at 0
     const std::int64_t heads = shape_.mask_per_head ? config_.num_q_heads : 1;
@@ -335,16 +343,28 @@ class Problem {
     const auto count = static_cast<std::size_t>(entries);
     const std::size_t size = shape_.mask == MaskKind::kAdditive ? sizeof(float) : 1;
     mask_.assign(shape_.mask == MaskKind::kBits ? (count + 7) / 8 : count * size, std::byte{0});
+    std::vector<bool> visible(count);  // [sequence][head or 1][row][key], as the mask
+    std::generate(visible.begin(), visible.end(), [&random] { return random() % 4 != 0; });
+    for (const MaskSpan& span : shape_.mask_spans) set_mask_span(visible, span, heads);
     for (std::size_t i = 0; i < count; ++i) {
-      const bool visible = random() % 4 != 0;
-      if (shape_.mask == MaskKind::kBits && visible) mask_[i / 8] |= std::byte{1} << (i % 8);
-      if (shape_.mask == MaskKind::kBool && visible) mask_[i] = std::byte{2};
+      if (shape_.mask == MaskKind::kBits && visible[i]) mask_[i / 8] |= std::byte{1} << (i % 8);
+      if (shape_.mask == MaskKind::kBool && visible[i]) mask_[i] = std::byte{2};
       if (shape_.mask == MaskKind::kAdditive) {
-        const float bias = visible ? normal(random) : -std::numeric_limits<float>::infinity();
+        const float bias = visible[i] ? normal(random_bias) : -std::numeric_limits<float>::infinity();
         std::memcpy(mask_.data() + i * sizeof(float), &bias, sizeof(float));
       }
     }
     magnitudes_.largest_bias += shape_.mask == MaskKind::kAdditive ? 6 : 0;
+  }
+
+  void set_mask_span(std::vector<bool>& visible, const MaskSpan& span, std::int64_t heads) const {
+    const SequenceShape& s = shape_.sequences[span.sequence];
+    for (std::int64_t head = 0; head < heads; ++head) {
+      for (std::int64_t row = span.first_row; row < span.end_row; ++row) {
+        const std::int64_t first = mask_offsets_[span.sequence] + (head * s.q_len + row) * s.kv_len;
+        std::fill(visible.begin() + first + span.first_key, visible.begin() + first + span.end_key, span.visible);
+      }
+    }
   }
 
   ProblemShape shape_;
