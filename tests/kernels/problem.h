@@ -2,6 +2,8 @@
 // against the f64 oracle.
 #pragma once
 
+#include <tbb/global_control.h>
+#include <tbb/info.h>
 #include <tbb/task_arena.h>
 
 #include <algorithm>
@@ -120,6 +122,9 @@ class Problem {
     if (!plan.has_value()) return plan.error();
     GuardedVector<std::byte> out(num_heads() * v_dim_ * size_of(shape_.out_dtype), std::byte{0xFF});
     GuardedVector<float> lse(num_heads(), std::numeric_limits<float>::quiet_NaN());
+    // Without it an arena gets no more threads than there are CPUs.
+    const auto parallelism = static_cast<std::size_t>(std::max(threads, tbb::info::default_concurrency()));
+    const tbb::global_control allowed(tbb::global_control::max_allowed_parallelism, parallelism);
     tbb::task_arena arena(threads);
     const Result<void> done = arena.execute(
         [&] { return plan->run(view(), queries(), {out.data(), num_heads() * v_dim_, shape_.out_dtype}, lse); });

@@ -4,15 +4,16 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "format/convert.h"
+#include "kernels/problem.h"
 #include "pagedkv/attention.h"
-#include "pagedkv/cpu.h"
+#include "pagedkv/reference.h"
 #include "support/failing_new.h"
 
 namespace pagedkv {
@@ -20,6 +21,8 @@ namespace {
 
 constexpr std::int32_t kPageTokens = 256, kPartPages = 4;
 constexpr std::uint64_t kPart = 1024;
+constexpr float kLargestElement = 2;  // of K and V
+constexpr DType kFormats[] = {DType::f32, DType::f16, DType::bf16};
 
 /// One sequence: its pages, the tokens in the last of them, its query rows.
 struct Member {
@@ -107,12 +110,7 @@ class Cascade : public ::testing::Test {
   Results run(const AttentionPlan& plan, const std::vector<std::size_t>& order, int threads) {
     make_pages();
     const std::size_t width = std::size_t{config.num_q_heads} * config.head_dim;
-    std::vector<float> q, out(plan.num_rows() * width), lse(plan.num_rows() * config.num_q_heads);
-    for (const std::size_t i : order) {
-      std::mt19937 random(static_cast<unsigned>(i) + 7);
-      std::normal_distribution<float> normal;
-      for (std::size_t n = static_cast<std::size_t>(members[i].q_len) * width; n > 0; --n) q.push_back(normal(random));
-    }
+    std::vector<float> q = queries(order), out(plan.num_rows() * width), lse(plan.num_rows() * config.num_q_heads);
     tbb::task_arena arena(threads);
     const Result<void> done = arena.execute([&] { return plan.run(view(), q, out, lse); });
     EXPECT_TRUE(done.has_value());
@@ -130,29 +128,88 @@ class Cascade : public ::testing::Test {
     return results;
   }
 
+  /// Whether results are as close to the oracle as the arithmetic of config.target allows.
+  void expect_oracle(const Results& got) {
+    const AttentionBatch all = batch(in_order());
+    const std::vector<float> q = queries(in_order());  // [row][head][dim]
+    std::vector<double> out(q.size()), lse(q.size() / config.head_dim);
+    ASSERT_TRUE(reference_attention(config, all, view(), q, out, lse).has_value());
+    const testing::Arithmetic arithmetic = testing::arithmetic_of(config.target, config);
+    const testing::Magnitudes sizes = magnitudes(q);
+    const double bound = testing::output_bound(arithmetic, sizes, DType::f32);
+    const double bound_of_lse = testing::lse_bound(arithmetic, sizes);
+    auto want = out.begin();
+    auto want_lse = lse.begin();
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const std::size_t heads = static_cast<std::size_t>(members[i].q_len) * config.num_q_heads;
+      for (std::size_t n = 0; n < heads * config.head_dim; ++n) ASSERT_NEAR(double{got[i][n]}, *want++, bound) << i;
+      for (std::size_t n = got[i].size() - heads; n < got[i].size(); ++n) {
+        ASSERT_NEAR(double{got[i][n]}, *want_lse++, bound_of_lse) << i;
+      }
+    }
+  }
+
+  /// The same; and over f32 pages as plans without cascade, which sum in nearly the same order.
+  void expect_right(const Results& got) {
+    expect_oracle(got);
+    if (config.kv_dtype != DType::f32) return;
+    config.cascade = false;
+    EXPECT_LT(largest_difference(got, run(in_order(), 2)), 1e-5);
+    config.cascade = true;
+  }
+
+ private:
+  std::vector<std::byte> pages_;  // [page][head][K, V][token][dim]
+  DType made_as_ = DType::f32;    // the format of pages_
+
+  void make_pages() {
+    const std::size_t numbers =
+        static_cast<std::size_t>(num_pages) * config.num_kv_heads * 2 * kPageTokens * config.head_dim;
+    if (config.kv_dtype == made_as_ && pages_.size() == numbers * size_of(made_as_)) return;
+    made_as_ = config.kv_dtype;
+    pages_.resize(numbers * size_of(made_as_));
+    std::mt19937 random(3);
+    for (std::size_t n = 0; n < numbers; ++n) {
+      const float value = static_cast<float>(random() % 256) / 64 - kLargestElement;  // exact in every format
+      format::store_element(pages_.data(), n, made_as_, value);
+    }
+  }
+
+  std::vector<float> queries(const std::vector<std::size_t>& order) const {
+    std::vector<float> q;  // [row][head][dim]
+    for (const std::size_t i : order) {
+      std::mt19937 random(static_cast<unsigned>(i) + 7);
+      std::normal_distribution<float> normal;
+      const std::size_t row = std::size_t{config.num_q_heads} * config.head_dim;
+      for (std::size_t n = static_cast<std::size_t>(members[i].q_len) * row; n > 0; --n) q.push_back(normal(random));
+    }
+    return q;
+  }
+
+  testing::Magnitudes magnitudes(const std::vector<float>& q) const {
+    const double dim = config.head_dim;
+    testing::Magnitudes sizes = {.k_norm = double{kLargestElement} * std::sqrt(dim),
+                                 .k_max = double{kLargestElement},
+                                 .v_max = double{kLargestElement},
+                                 .sm_scale = 1 / std::sqrt(dim),
+                                 .dim = dim};
+    for (auto row = q.begin(); row != q.end(); row += config.head_dim) {
+      const double squares = std::inner_product(row, row + config.head_dim, row, 0.0);
+      sizes.q_norm = std::max(sizes.q_norm, std::sqrt(squares));
+    }
+    for (const float x : q) sizes.q_max = std::max(sizes.q_max, std::fabs(double{x}));
+    for (const Member& m : members) {
+      sizes.keys = std::max(sizes.keys, static_cast<double>(m.pages.size()) * kPageTokens);
+    }
+    return sizes;
+  }
+
   static double largest_difference(const Results& a, const Results& b) {
     double largest = 0;
     for (std::size_t i = 0; i < a.size(); ++i) {
       for (std::size_t n = 0; n < a[i].size(); ++n) largest = std::max(largest, std::fabs(double{a[i][n]} - b[i][n]));
     }
     return largest;
-  }
-
- private:
-  std::vector<std::byte> pages_;  // [page][head][K, V][token][dim]
-
-  void make_pages() {
-    const std::size_t numbers =
-        static_cast<std::size_t>(num_pages) * config.num_kv_heads * 2 * kPageTokens * config.head_dim;
-    pages_.resize(numbers * size_of(config.kv_dtype));
-    std::mt19937 random(3);
-    for (std::size_t n = 0; n < numbers; ++n) {
-      const float value = static_cast<float>(random() % 256) / 64 - 2;  // exact in bf16
-      const auto bits = std::bit_cast<std::uint32_t>(value);
-      const auto upper = static_cast<std::uint16_t>(bits >> 16);
-      if (config.kv_dtype == DType::f32) std::copy_n(reinterpret_cast<const std::byte*>(&bits), 4, &pages_[n * 4]);
-      if (config.kv_dtype == DType::bf16) std::copy_n(reinterpret_cast<const std::byte*>(&upper), 2, &pages_[n * 2]);
-    }
   }
 
   KvView view() const {
@@ -208,18 +265,15 @@ TEST_F(Cascade, OfATreeGivesTheSameBitsInAnyOrderAndOnAnyNumberOfThreads) {
   members.push_back({new_pages(3)});                       // shares nothing
   members.push_back({{0, 1, 2, 3}, kPageTokens});          // ends with the first part of the root, which is whole
   members.push_back({{0, 1, 2, 3, 4, 5, 6, 7, 8}, 1, 2});  // ends on the first page of a branch
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const DType dtype : kFormats) {
     config.kv_dtype = dtype;
-    for (const TargetInfo& target : targets()) {
-      if (!target.available) continue;
-      config.target = target.name;
-      config.cascade = false;
-      const Results plain = run(in_order(), 2);
-      config.cascade = true;
+    for (const char* target : testing::runnable_targets()) {
+      SCOPED_TRACE(std::string(target) + " " + to_string(dtype));
+      config.target = target;
       const Results want = run(in_order(), 1);
-      EXPECT_LT(largest_difference(want, plain), dtype == DType::f32 ? 1e-5 : 2e-2) << target.name;
-      EXPECT_EQ(run(in_order(), 2), want) << target.name;
-      for (const unsigned seed : {1U, 2U}) EXPECT_EQ(run(shuffled(seed), 2), want) << target.name << seed;
+      expect_right(want);
+      EXPECT_EQ(run(in_order(), 2), want);
+      for (const unsigned seed : {1U, 2U}) EXPECT_EQ(run(shuffled(seed), 2), want) << seed;
     }
   }
 }
@@ -249,19 +303,20 @@ TEST_F(Cascade, BesideWindowsAndSinksGivesTheSameBitsInAnyOrderAndWhatPlansWitho
   members[1].last_page_len = kPageTokens;
   for (const std::int32_t page : new_pages(5)) members[5].pages.push_back(page);
   const std::array<float, 4> learned = {1, 0.5F, 2, -1};
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const DType dtype : kFormats) {
+    config.kv_dtype = dtype;
     for (const std::int32_t window : {5000, 3500, 3072, 3071, 2100, 30}) {
       for (const std::uint32_t sinks : {0U, 4U, 1500U}) {
-        config.kv_dtype = dtype;
         config.variant.window_left = window;
         config.variant.sink_tokens = sinks;
         config.variant.sinks = sinks == 1500 ? std::span<const float>() : learned;
-        config.cascade = false;
-        const Results plain = run(in_order(), 2);
-        config.cascade = true;
-        const Results want = run(in_order(), 1);
-        EXPECT_LT(largest_difference(want, plain), dtype == DType::f32 ? 1e-5 : 2e-2) << window << ' ' << sinks;
-        EXPECT_EQ(run(shuffled(3), 2), want) << window << ' ' << sinks;
+        for (const char* target : testing::runnable_targets()) {
+          SCOPED_TRACE(::testing::Message() << target << ' ' << to_string(dtype) << ' ' << window << ' ' << sinks);
+          config.target = target;
+          const Results want = run(in_order(), 1);
+          expect_right(want);
+          EXPECT_EQ(run(shuffled(3), 2), want);
+        }
       }
     }
   }
@@ -336,9 +391,12 @@ TEST_F(Cascade, ManyRowsOnOnePrefixDoNotTellTheOrderOfTheBatch) {
     members.push_back({root});
     members.back().pages.push_back(new_pages(1)[0]);
   }
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const DType dtype : kFormats) {
     config.kv_dtype = dtype;
-    EXPECT_EQ(run(shuffled(1), 2), run(in_order(), 1));
+    for (const char* target : testing::runnable_targets()) {
+      config.target = target;
+      EXPECT_EQ(run(shuffled(1), 2), run(in_order(), 1)) << target << ' ' << to_string(dtype);
+    }
   }
 }
 
