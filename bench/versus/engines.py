@@ -1,7 +1,8 @@
 """Engines: each holds copies of a problem in the form that suits it best, and computes it with `run(copy)`.
 
 A constructor raises `Unsupported` where the engine has no kernel for the shape. Results come from `output()`, as f32
-[batch][query_len][q_heads][head_dim], after a run.
+[batch][query_len][q_heads][head_dim], after a run. Data lies in NumPy's memory, so that no peer is needed by another, and
+engines import their own modules, so that one that is missing costs its own column only.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import ctypes
 import glob
 import importlib.util
+import math
 import os
 
+import ml_dtypes
 import numpy as np
-import torch
 
 import pagedkv
 from shapes import Problem, Shape
 
-TORCH_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "bytes": np.uint8}
 
 
 class Unsupported(Exception):
@@ -25,51 +27,73 @@ class Unsupported(Exception):
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    return torch.from_numpy(values).to(TORCH_DTYPES[dtype]).float().numpy()
+    return values.astype(DTYPES[dtype]).astype(np.float32)
 
 
-def tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
-    return torch.from_numpy(values).to(TORCH_DTYPES[dtype])
+def empty(extents: tuple[int, ...], dtype: str) -> np.ndarray:
+    """At a multiple of 64 bytes, as vector loads like it; NumPy's own arrays are at one of 16. Large ones in huge pages."""
+    size = math.prod(extents) * np.dtype(DTYPES[dtype]).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin:begin + size].view(DTYPES[dtype]).reshape(extents)
+
+
+def converted(values: np.ndarray, dtype: str) -> np.ndarray:
+    """A contiguous copy in the format."""
+    copy = empty(values.shape, dtype)
+    copy[...] = values
+    return copy
+
+
+def in_blocks(rows: np.ndarray, tokens: int) -> np.ndarray:
+    """[batch][kv_heads][context][dim] -> [batch * context / tokens][kv_heads][tokens][dim], contiguous."""
+    batch, heads, context, dim = rows.shape
+    split = rows.reshape(batch, heads, context // tokens, tokens, dim).swapaxes(1, 2)
+    return np.ascontiguousarray(split).reshape(-1, heads, tokens, dim)
+
+
+def torch_view(values: np.ndarray):
+    """The same memory as a tensor; PyTorch does not know NumPy's bfloat16."""
+    import torch
+    if values.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 class Pagedkv:
     """This library: pages of 16 tokens, [page][kv_head][K, V][token][dim], in random order."""
 
     name = "pagedkv"
+    modules = ("pagedkv",)
     page_size = 16
 
     def __init__(self, problem: Problem, threads: int):
         s = problem.shape
         pages_each = s.context // self.page_size
         pages_a_copy = s.batch * pages_each
-        order = torch.randperm(s.copies * pages_a_copy, generator=torch.Generator().manual_seed(1)).int()
-        self.pages = torch.empty(s.copies * pages_a_copy, s.kv_heads, 2, self.page_size, s.head_dim,
-                                 dtype=TORCH_DTYPES[s.dtype])
-
-        def as_pages(rows: np.ndarray) -> torch.Tensor:
-            split = tensor(rows, s.dtype).reshape(s.batch, s.kv_heads, pages_each, self.page_size, s.head_dim)
-            return split.permute(0, 2, 1, 3, 4).reshape(pages_a_copy, s.kv_heads, self.page_size, s.head_dim)
+        order = np.random.default_rng(1).permutation(s.copies * pages_a_copy).astype(np.int32)
+        self.pages = empty((s.copies * pages_a_copy, s.kv_heads, 2, self.page_size, s.head_dim), s.dtype)
+        k, v = (in_blocks(converted(rows, s.dtype), self.page_size) for rows in (problem.k, problem.v))
 
         self.plans = []
         for copy in range(s.copies):
             table = order[copy * pages_a_copy:(copy + 1) * pages_a_copy]
-            self.pages[table.long(), :, 0] = as_pages(problem.k)
-            self.pages[table.long(), :, 1] = as_pages(problem.v)
+            self.pages[table, :, 0], self.pages[table, :, 1] = k, v
             self.plans.append(
                 pagedkv.AttentionPlan(num_q_heads=s.q_heads, num_kv_heads=s.kv_heads, head_dim=s.head_dim,
                                       page_size=self.page_size, dtype=s.dtype, f16_as_bf16=s.f16_as_bf16,
                                       qo_indptr=[b * s.query_len for b in range(s.batch + 1)],
-                                      block_table=table.reshape(s.batch, pages_each).numpy(),
+                                      block_table=table.reshape(s.batch, pages_each),
                                       seq_lens=[s.context] * s.batch))
         self.k, self.v = self.pages[:, :, 0], self.pages[:, :, 1]
-        self.q = tensor(problem.q, s.dtype).reshape(-1, s.q_heads, s.head_dim)
-        self.out = torch.empty_like(self.q)
+        self.q = converted(problem.q, s.dtype).reshape(-1, s.q_heads, s.head_dim)
+        self.out = empty(self.q.shape, s.dtype)
 
     def run(self, copy: int) -> None:
         self.plans[copy].run(self.k, self.v, self.q, out=self.out)
 
     def output(self, shape: Shape) -> np.ndarray:
-        return self.out.float().numpy().reshape(shape.batch, shape.query_len, shape.q_heads, shape.head_dim)
+        return self.out.astype(np.float32).reshape(shape.batch, shape.query_len, shape.q_heads, shape.head_dim)
 
 
 class TorchSdpa:
@@ -79,15 +103,17 @@ class TorchSdpa:
     """
 
     name = "PyTorch SDPA"
+    modules = ("torch",)
 
     def __init__(self, problem: Problem, threads: int):
+        import torch
         s = problem.shape
         self.shape = s
         torch.set_num_threads(threads)
-        k, v = tensor(problem.k, s.dtype), tensor(problem.v, s.dtype)
-        self.k = [k.clone() for _ in range(s.copies)]
-        self.v = [v.clone() for _ in range(s.copies)]
-        q = tensor(problem.q, s.dtype)
+        k, v = torch_view(converted(problem.k, s.dtype)), torch_view(converted(problem.v, s.dtype))
+        self.k, self.v = ([rows.clone() for _ in range(s.copies)] for rows in (k, v))
+        q = torch_view(converted(problem.q, s.dtype))
+        self.attend = torch.nn.functional.scaled_dot_product_attention
         self.options: dict = {}
         if s.decode:
             self.q = q.reshape(s.batch, s.kv_heads, s.q_heads // s.kv_heads, s.head_dim)
@@ -101,7 +127,7 @@ class TorchSdpa:
                 self.options["attn_mask"] = visible.tril(s.context - s.query_len)
 
     def run(self, copy: int) -> None:
-        self.out = torch.nn.functional.scaled_dot_product_attention(self.q, self.k[copy], self.v[copy], **self.options)
+        self.out = self.attend(self.q, self.k[copy], self.v[copy], **self.options)
 
     def output(self, shape: Shape) -> np.ndarray:
         if shape.decode:
@@ -113,6 +139,7 @@ class OnnxRuntime:
     """com.microsoft.GroupQueryAttention with past and present in one buffer, so that nothing is copied."""
 
     name = "ONNX Runtime GQA"
+    modules = ("onnx", "onnxruntime")
 
     def __init__(self, problem: Problem, threads: int):
         import onnx
@@ -120,7 +147,7 @@ class OnnxRuntime:
         s = problem.shape
         if s.dtype == "bf16":
             raise Unsupported("no bf16 kernel on CPUs")
-        numpy_type = np.float16 if s.dtype == "f16" else np.float32
+        numpy_type = DTYPES[s.dtype]
         element = onnx.TensorProto.FLOAT16 if s.dtype == "f16" else onnx.TensorProto.FLOAT
         make = onnx.helper.make_tensor_value_info
         cache = [s.batch, s.kv_heads, s.context, s.head_dim]
@@ -152,13 +179,14 @@ class OnnxRuntime:
                  "seqlens_k": value(np.full(s.batch, s.context - 1, np.int32)),
                  "total": value(np.array([s.context], np.int32))}
         self.y = value(np.zeros((s.batch, s.query_len, s.q_heads * s.head_dim), numpy_type))
+        caches = [("k", converted(problem.k, s.dtype)), ("v", converted(problem.v, s.dtype))]
         self.bindings = []
         for _ in range(s.copies):
             binding = self.session.io_binding()
             for name, array in fixed.items():
                 binding.bind_ortvalue_input(name, array)
-            for name, rows in (("k", problem.k), ("v", problem.v)):
-                buffer = value(tensor(rows, s.dtype).clone().numpy())
+            for name, rows in caches:
+                buffer = value(converted(rows, s.dtype))
                 binding.bind_ortvalue_input("past_" + name, buffer)
                 binding.bind_ortvalue_output("present_" + name, buffer)
             binding.bind_ortvalue_output("y", self.y)
@@ -175,6 +203,7 @@ class OpenVino:
     """The PagedAttention operation of OpenVINO's CPU plugin, alone in a model; its own pages of 32 tokens in order."""
 
     name = "OpenVINO paged"
+    modules = ("openvino",)
 
     def __init__(self, problem: Problem, threads: int):
         import openvino
@@ -235,14 +264,15 @@ class OpenVino:
 
         self.keep: list[np.ndarray] = []  # what the caches' tensors borrow
 
-        def cache(array: np.ndarray) -> openvino.Tensor:
-            split = tensor(array, s.dtype).reshape(s.batch, s.kv_heads, blocks_each, block, s.head_dim)
-            ordered = split.permute(0, 2, 1, 3, 4).reshape(-1, s.kv_heads, block, s.head_dim).contiguous()
-            bits = ordered.view(torch.int16 if s.dtype != "f32" else torch.float32).numpy()
-            self.keep.append(bits)
-            return openvino.Tensor(bits, openvino.Shape(list(ordered.shape)), precision)
+        k, v = (in_blocks(converted(rows, s.dtype), block) for rows in (problem.k, problem.v))
 
-        self.caches = [(cache(problem.k), cache(problem.v)) for _ in range(s.copies)]
+        def cache(values: np.ndarray) -> openvino.Tensor:
+            blocks = converted(values, s.dtype)
+            self.keep.append(blocks)
+            bits = blocks if s.dtype == "f32" else blocks.view(np.int16)
+            return openvino.Tensor(bits, openvino.Shape(list(blocks.shape)), precision)
+
+        self.caches = [(cache(k), cache(v)) for _ in range(s.copies)]
 
     def run(self, copy: int) -> None:
         self.request.set_tensor("key_cache.0", self.caches[copy][0])
@@ -258,6 +288,8 @@ class Ggml:
     """ggml_flash_attn_ext, as llama.cpp calls it, over contiguous [batch][heads][tokens][dim]; f32 queries."""
 
     name = "llama.cpp (ggml)"
+    modules = ("xllamacpp",)
+    library = "/xllamacpp*.so"
     types = {"f32": 0, "f16": 1, "bf16": 30}
 
     class InitParams(ctypes.Structure):
@@ -268,15 +300,15 @@ class Ggml:
                     ("threadpool", ctypes.c_void_p), ("abort_callback", ctypes.c_void_p),
                     ("abort_callback_data", ctypes.c_void_p), ("use_ref", ctypes.c_bool)]
 
-    @staticmethod
-    def load() -> ctypes.CDLL:
-        folder = os.path.dirname(importlib.util.find_spec("xllamacpp").origin)
-        library = ctypes.CDLL(glob.glob(folder + "/xllamacpp*.so")[0])
+    @classmethod
+    def load(cls) -> ctypes.CDLL:
+        folder = os.path.dirname(importlib.util.find_spec(cls.modules[0]).origin)
+        library = ctypes.CDLL(glob.glob(folder + cls.library)[0])
         for name in ("ggml_init", "ggml_new_tensor_4d", "ggml_new_tensor_2d", "ggml_flash_attn_ext", "ggml_new_graph",
                      "ggml_get_data"):
             getattr(library, name).restype = ctypes.c_void_p
         library.ggml_tensor_overhead.restype = library.ggml_graph_overhead.restype = ctypes.c_size_t
-        library.ggml_graph_plan.restype = Ggml.ComputePlan
+        library.ggml_graph_plan.restype = cls.ComputePlan
         return library
 
     def __init__(self, problem: Problem, threads: int):
@@ -287,34 +319,34 @@ class Ggml:
         rows_bytes = 8 * s.batch * s.query_len * s.q_heads * s.head_dim
         overhead = (2 + 8 * s.copies) * lib.ggml_tensor_overhead() + s.copies * lib.ggml_graph_overhead() + (1 << 20)
         size = s.copies * (s.kv_bytes + rows_bytes) + rows_bytes + mask_bytes + overhead
-        self.memory = torch.zeros(size, dtype=torch.uint8)
+        self.memory = empty((size,), "bytes")
         self.context = ctypes.c_void_p(
-            lib.ggml_init(self.InitParams(size, self.memory.data_ptr(), False)))
+            lib.ggml_init(self.InitParams(size, self.memory.ctypes.data, False)))
 
-        def filled(values: torch.Tensor, kind: int) -> ctypes.c_void_p:
+        def filled(values: np.ndarray, kind: int) -> ctypes.c_void_p:
             extents = [ctypes.c_int64(extent) for extent in reversed(values.shape)]
             made = ctypes.c_void_p(lib.ggml_new_tensor_4d(self.context, kind, *extents))
-            ctypes.memmove(lib.ggml_get_data(made), values.data_ptr(), values.numel() * values.element_size())
+            ctypes.memmove(lib.ggml_get_data(made), values.ctypes.data, values.nbytes)
             return made
 
-        q = filled(torch.from_numpy(problem.q.transpose(0, 2, 1, 3).copy()), self.types["f32"])
+        q = filled(np.ascontiguousarray(problem.q.transpose(0, 2, 1, 3)), self.types["f32"])
         mask = None
         if not s.decode:
-            hidden = torch.full((1, 1, s.query_len, s.context), float("-inf"), dtype=torch.float16)
-            mask = filled(hidden.triu(s.context - s.query_len + 1), self.types["f16"])
+            hidden = np.triu(np.ones((s.query_len, s.context), bool), s.context - s.query_len + 1)
+            mask = filled(np.where(hidden, np.float16("-inf"), np.float16(0))[None, None], self.types["f16"])
         self.graphs, self.outs = [], []
+        keys, values = converted(problem.k, s.dtype), converted(problem.v, s.dtype)
         scale, zero = ctypes.c_float(s.head_dim**-0.5), ctypes.c_float(0)
         for _ in range(s.copies):
-            k = filled(tensor(problem.k, s.dtype), self.types[s.dtype])
-            v = filled(tensor(problem.v, s.dtype), self.types[s.dtype])
+            k, v = filled(keys, self.types[s.dtype]), filled(values, self.types[s.dtype])
             out = ctypes.c_void_p(lib.ggml_flash_attn_ext(self.context, q, k, v, mask, scale, zero, zero))
             graph = ctypes.c_void_p(lib.ggml_new_graph(self.context))
             lib.ggml_build_forward_expand(graph, out)
             self.graphs.append(graph)
             self.outs.append(out)
         self.plan = lib.ggml_graph_plan(self.graphs[0], threads, None)
-        self.work = torch.empty(self.plan.work_size + 64, dtype=torch.uint8)
-        self.plan.work_data = self.work.data_ptr()
+        self.work = empty((self.plan.work_size + 64,), "bytes")
+        self.plan.work_data = self.work.ctypes.data
         self.last = 0
 
     def run(self, copy: int) -> None:
@@ -328,6 +360,8 @@ class Ggml:
         return np.array(data, np.float32).reshape(shape.batch, shape.query_len, shape.q_heads, shape.head_dim)
 
 
-#: (module that must be importable, engine), in the order of the columns; the first is what the others are compared with.
-ENGINES = [("pagedkv", Pagedkv), ("torch", TorchSdpa), ("onnxruntime", OnnxRuntime), ("openvino", OpenVino),
-           ("xllamacpp", Ggml)]
+#: In the order of the columns; the first is what the others are compared with.
+ENGINES = [Pagedkv, TorchSdpa, OnnxRuntime, OpenVino, Ggml]
+
+#: Peers of the field without a column, and why.
+NOT_COMPARED: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -49,20 +50,23 @@ class Shape:
                 f"context {self.context}")
 
 
+# (query heads, kv heads, head dim, batch, context) of models' decode: MHA, MQA, and groups of 7, 3, 5, 8 and 3.
+GROUPINGS = [(12, 12, 64, 16, 4096), (16, 1, 256, 16, 8192), (28, 4, 128, 8, 4096), (24, 8, 128, 8, 4096),
+             (40, 8, 128, 8, 4096), (64, 8, 128, 8, 4096), (9, 3, 64, 16, 4096)]
+
 SHAPES = [
     Shape("bf16", 8, 4096),
     Shape("bf16", 1, 4096),
     Shape("bf16", 32, 1024),
     Shape("bf16", 8, 16384),
-    Shape("bf16", 16, 4096, q_heads=12, kv_heads=12, head_dim=64),
-    Shape("bf16", 16, 8192, q_heads=16, kv_heads=1, head_dim=256),
-    Shape("bf16", 8, 4096, q_heads=28, kv_heads=4),
-    Shape("bf16", 8, 4096, q_heads=24, kv_heads=8),
-    Shape("bf16", 8, 4096, q_heads=40, kv_heads=8),
     Shape("f16", 8, 4096),
     Shape("f32", 8, 4096),
+    *(Shape(dtype, batch, context, 1, q_heads, kv_heads, head_dim)
+      for q_heads, kv_heads, head_dim, batch, context in GROUPINGS for dtype in ("bf16", "f16", "f32")),
     Shape("bf16", 1, 256),
     Shape("bf16", 1, 4096, query_len=512),
+    Shape("bf16", 1, 8192, query_len=512),
+    Shape("bf16", 1, 4096, query_len=128),
     Shape("bf16", 1, 2048, query_len=2048),
     Shape("f16", 1, 2048, query_len=512),
     Shape("f16", 1, 2048, query_len=512, f16_as_bf16=True),
@@ -92,8 +96,12 @@ class Problem:
         last_b, last_row = self.shape.batch - 1, self.shape.query_len - 1
         return sorted({(b, last_row * i // 7) for b in (0, last_b) for i in range(8)})
 
-    def expected(self, b: int, row: int) -> np.ndarray:
-        """Attention of one query row in f64. Shape: [q_heads][head_dim]."""
+    @functools.cached_property
+    def expected(self) -> np.ndarray:
+        """Attention of the rows to check in f64. Shape: [rows][q_heads][head_dim]."""
+        return np.stack([self.attention(b, row) for b, row in self.rows_to_check()])
+
+    def attention(self, b: int, row: int) -> np.ndarray:
         s = self.shape
         keys = s.context - s.query_len + row + 1
         group = s.q_heads // s.kv_heads

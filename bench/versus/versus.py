@@ -3,7 +3,7 @@
 Before anything is timed, each engine's output is compared with attention in f64; an engine that is off ends the run with
 exit code 1. Every engine keeps its keys and values in the layout that suits it, in as much memory as the others, and its
 calls take turns over copies, so that caches hold none of it. A timed call follows an untimed one of the same engine, so
-that its threads are awake and nobody else's still spin.
+that its threads are awake and nobody else's still spin. A peer that is not installed has no column; that is said.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import os
 import statistics
 import sys
 import time
+from collections import Counter
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's memory, in which all data lies, in huge pages
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's own memory in huge pages, as NumPy's is, with all data
 
 # Root mean square of the difference, of that of the result. f16: ggml sums values in f16 and errs by 1e-2.
 ALLOWED_ERROR = {"f32": 1e-4, "f16": 2e-2, "bf16": 2e-2}
@@ -25,7 +26,7 @@ ALLOWED_ERROR = {"f32": 1e-4, "f16": 2e-2, "bf16": 2e-2}
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of every engine")
-    parser.add_argument("--seconds", type=float, default=6, help="time to measure each shape for (default: 6)")
+    parser.add_argument("--seconds", type=float, default=5, help="time to measure each shape for (default: 5)")
     parser.add_argument("--only", default="", help="shapes whose text contains this, as in 'decode, bf16'")
     parser.add_argument("--json", metavar="FILE", help="write the samples there")
     parser.add_argument("--list", action="store_true", help="list shapes and engines, and leave")
@@ -37,28 +38,23 @@ class Errors:
 
     def __init__(self, output, problem):
         import numpy as np
-        rows = problem.rows_to_check()
-        expected = np.stack([problem.expected(b, row) for b, row in rows])
-        difference = np.stack([output[b, row] for b, row in rows]) - expected
+        expected = problem.expected
+        difference = np.stack([output[b, row] for b, row in problem.rows_to_check()]) - expected
         self.rms = float(np.sqrt(np.square(difference).sum() / np.square(expected).sum()))  # of that of the result
         self.largest = float(np.abs(difference).max() / np.abs(expected).max())  # of the largest element
 
 
-def make_engines(problem, threads: int, available: list, notes: set[str]) -> list:
+def make_engines(problem, threads: int, available: list, notes: Counter[str]) -> list:
     """The engines that compute this shape, checked; what is left out is noted. Exits if one is wrong."""
-    from engines import Unsupported
     made = []
     for engine in available:
         try:
             instance = engine(problem, threads)
             instance.run(0)
-        except Unsupported as reason:
-            notes.add(f"{engine.name}: {reason}")
-            continue
-        except Exception as reason:  # a peer's own failure: said, not fatal
+        except Exception as reason:  # no kernel, a library that cannot be loaded, a failure of its own: said, not fatal
             if engine.name == "pagedkv":
                 raise
-            notes.add(f"{engine.name}, {problem.shape}: {str(reason).strip().splitlines()[-1]}")
+            notes[f"{engine.name}: {(str(reason).strip() or repr(reason)).splitlines()[-1]}"] += 1
             continue
         instance.errors = Errors(instance.output(problem.shape), problem)
         if not instance.errors.rms <= ALLOWED_ERROR[problem.shape.dtype]:
@@ -87,6 +83,10 @@ def rate(shape, seconds: float) -> str:
     return f"{shape.kv_bytes / seconds * 1e-9:.1f} GB/s" if shape.decode else f"{shape.flops / seconds * 1e-9:.0f} GFLOP/s"
 
 
+def missing(*modules: str) -> list[str]:
+    return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
 def print_head(engines: list) -> None:
     print("| shape | " + " | ".join(engine.name for engine in engines) + " |")
     print("|---|" + "---|" * len(engines))
@@ -95,25 +95,23 @@ def print_head(engines: list) -> None:
 def main() -> int:
     options = parse()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.threads])
-    missing = [name for name in ("torch", "pagedkv") if importlib.util.find_spec(name) is None]
-    if missing:
-        sys.exit(f"versus: {missing[0]} is not installed; run bench/versus/run")
-    from engines import ENGINES, rounded
+    if absent := missing("numpy", "ml_dtypes", "pagedkv"):
+        sys.exit(f"versus: {absent[0]} is not installed; run bench/versus/run")
+    from engines import ENGINES, NOT_COMPARED, rounded
     from shapes import SHAPES, Problem
     shapes = [shape for shape in SHAPES if options.only in str(shape)]
-    available = []
-    for module, engine in ENGINES:
-        if importlib.util.find_spec(module) is None:
-            print(f"{engine.name}: not installed, left out")
-        else:
-            available.append(engine)
+    left_out = {engine: missing(*engine.modules) for engine in ENGINES}
+    available = [engine for engine, absent in left_out.items() if not absent]
+    for line in [*(f"{engine.name}: {' and '.join(absent)} not installed; bench/versus/run says why"
+                   for engine, absent in left_out.items() if absent), *NOT_COMPARED]:
+        print(f"Left out: {line}")
     if options.list or not shapes:
         print("\n".join([str(shape) for shape in shapes] + [engine.name for engine in available]))
         return 0 if shapes else 2
 
-    print(f"{options.threads} threads; median of calls in turn; in brackets the time of a call, in times of pagedkv's\n")
+    print(f"\n{options.threads} threads; median of calls in turn; in brackets the time of a call, in times of pagedkv's\n")
     print_head(available)
-    notes: set[str] = set()
+    notes: Counter[str] = Counter()
     ahead, report, errors = [], [], []
     for shape in shapes:
         problem = Problem(shape, rounded)
@@ -138,7 +136,8 @@ def main() -> int:
     print("\nDifference from attention in f64: root mean square, of that of the result; largest, of the largest element\n")
     print_head(available)
     print("\n".join(errors) + "\n")
-    for line in [*sorted(notes), *(ahead or ["No peer is ahead in any row."])]:
+    unable = [f"{note} ({count} of {len(shapes)} shapes)" for note, count in sorted(notes.items())]
+    for line in [*unable, *(ahead or ["No peer is ahead in any row."])]:
         print(line)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
