@@ -284,6 +284,61 @@ class OpenVino:
         return np.array(out, np.float32).reshape(shape.batch, shape.query_len, shape.q_heads, shape.head_dim)
 
 
+class Vllm:
+    """vLLM's paged attention for CPUs, its custom operations alone, without the engine; its pages of 128 tokens in order."""
+
+    name = "vLLM paged"
+    modules = ("torch", "vllm")
+    block = 128
+
+    @staticmethod
+    def load() -> None:
+        """Only the library that vLLM itself would choose for this CPU: its Python part needs much more installed."""
+        import torch
+        variant = "_C_AVX2"
+        if torch.cpu._is_avx512_supported():
+            variant = "_C" if torch.cpu._is_avx512_bf16_supported() else "_C_AVX512"
+        folder = os.path.dirname(importlib.util.find_spec("vllm").origin)
+        torch.ops.load_library(f"{folder}/{variant}.abi3.so")
+
+    def __init__(self, problem: Problem, threads: int):
+        import torch
+        s = problem.shape
+        self.load()
+        torch.set_num_threads(threads)
+        isa = "amx" if s.dtype == "bf16" and torch.cpu._is_amx_tile_supported() else "vec"
+        tokens = s.batch * s.context
+        blocks = tokens // self.block
+
+        def rows(values: np.ndarray):
+            """[batch][heads][tokens][dim] -> [batch * tokens][heads][dim]"""
+            return torch_view(converted(values.swapaxes(1, 2).reshape(-1, s.kv_heads, s.head_dim), s.dtype))
+
+        self.q = torch_view(converted(problem.q.reshape(-1, s.q_heads, s.head_dim), s.dtype))
+        self.out = torch.empty_like(self.q)
+        keys, values = rows(problem.k), rows(problem.v)
+        starts = torch.arange(s.batch + 1, dtype=torch.int32) * s.query_len
+        lengths = torch.full((s.batch,), s.context, dtype=torch.int32)
+        table = torch.arange(blocks, dtype=torch.int32).reshape(s.batch, -1)
+        schedule = torch.ops._C.get_scheduler_metadata(s.batch, s.q_heads, s.kv_heads, s.head_dim, lengths, self.q.dtype,
+                                                       starts, True, -1, isa, True, None)
+        self.caches = []
+        for _ in range(s.copies):
+            cache = torch_view(empty((blocks, s.kv_heads, 2 * self.block, s.head_dim), s.dtype))
+            k, v = cache.chunk(2, dim=2)
+            torch.ops._C.cpu_attn_reshape_and_cache(keys, values, k, v, torch.arange(tokens), isa)
+            self.caches.append((k, v))
+        self.attend = torch.ops._C.cpu_attention_with_kv_cache
+        # scale, causal, no ALiBi, no window, pages, no soft cap, schedule, no sinks, causal for all alike
+        self.arguments = (self.out, starts, lengths, s.head_dim**-0.5, True, None, -1, table, 0.0, schedule, None, None)
+
+    def run(self, copy: int) -> None:
+        self.attend(self.q, *self.caches[copy], *self.arguments)
+
+    def output(self, shape: Shape) -> np.ndarray:
+        return self.out.float().numpy().reshape(shape.batch, shape.query_len, shape.q_heads, shape.head_dim)
+
+
 class Ggml:
     """ggml_flash_attn_ext, as llama.cpp calls it, over contiguous [batch][heads][tokens][dim]; f32 queries."""
 
@@ -314,7 +369,8 @@ class Ggml:
     def __init__(self, problem: Problem, threads: int):
         s = problem.shape
         lib = self.lib = self.load()
-        lib.ggml_cpu_init()
+        if hasattr(lib, "ggml_cpu_init"):  # ik_llama.cpp's has none
+            lib.ggml_cpu_init()
         mask_bytes = 0 if s.decode else 2 * s.context * s.query_len
         rows_bytes = 8 * s.batch * s.query_len * s.q_heads * s.head_dim
         overhead = (2 + 8 * s.copies) * lib.ggml_tensor_overhead() + s.copies * lib.ggml_graph_overhead() + (1 << 20)
@@ -360,8 +416,26 @@ class Ggml:
         return np.array(data, np.float32).reshape(shape.batch, shape.query_len, shape.q_heads, shape.head_dim)
 
 
-#: In the order of the columns; the first is what the others are compared with.
-ENGINES = [Pagedkv, TorchSdpa, OnnxRuntime, OpenVino, Ggml]
+class IkGgml(Ggml):
+    """ik_llama.cpp's form of the same operation; it ends the process where it has no kernel."""
 
-#: Peers of the field without a column, and why.
-NOT_COMPARED: list[str] = []
+    name = "ik_llama.cpp"
+    modules = ("ik_llama_cpp",)
+    library = "/lib/libggml.so"
+
+    class ComputePlan(ctypes.Structure):
+        _fields_ = [("work_size", ctypes.c_size_t), ("work_data", ctypes.c_void_p), ("n_threads", ctypes.c_int),
+                    ("abort_callback", ctypes.c_void_p), ("abort_callback_data", ctypes.c_void_p)]
+
+    def __init__(self, problem: Problem, threads: int):
+        if problem.shape.dtype != "f16":
+            raise Unsupported("of these formats the wheel's CPU kernels take f16 alone")
+        super().__init__(problem, threads)
+
+
+#: In the order of the columns; the first is what the others are compared with.
+ENGINES = [Pagedkv, Vllm, TorchSdpa, OnnxRuntime, OpenVino, Ggml, IkGgml]
+
+#: Peers of the field without a column, and why, as looked up on PyPI and in Debian 12.
+NOT_COMPARED = ["SGLang: the wheel of its kernels (sglang-kernel 0.4.10) has those of GPUs only",
+                "gemma.cpp: its wheel (pygemma 0.1.3) runs whole models only; Debian does not package it"]
