@@ -302,6 +302,7 @@ TEST_F(Cascade, BesideWindowsAndSinksGivesTheSameBitsInAnyOrderAndWhatPlansWitho
   members[1].pages.resize(members[1].pages.size() - 1);  // ends with a part
   members[1].last_page_len = kPageTokens;
   for (const std::int32_t page : new_pages(5)) members[5].pages.push_back(page);
+  config.target = active_target().value()->name;  // AttendCascade goes through all
   const std::array<float, 4> learned = {1, 0.5F, 2, -1};
   for (const DType dtype : kFormats) {
     config.kv_dtype = dtype;
@@ -310,13 +311,10 @@ TEST_F(Cascade, BesideWindowsAndSinksGivesTheSameBitsInAnyOrderAndWhatPlansWitho
         config.variant.window_left = window;
         config.variant.sink_tokens = sinks;
         config.variant.sinks = sinks == 1500 ? std::span<const float>() : learned;
-        for (const char* target : testing::runnable_targets()) {
-          SCOPED_TRACE(::testing::Message() << target << ' ' << to_string(dtype) << ' ' << window << ' ' << sinks);
-          config.target = target;
-          const Results want = run(in_order(), 1);
-          expect_right(want);
-          EXPECT_EQ(run(shuffled(3), 2), want);
-        }
+        SCOPED_TRACE(::testing::Message() << to_string(dtype) << ' ' << window << ' ' << sinks);
+        const Results want = run(in_order(), 1);
+        expect_right(want);
+        EXPECT_EQ(run(shuffled(3), 2), want);
       }
     }
   }
