@@ -40,7 +40,8 @@ class DecodeBatch {
   }
   [[nodiscard]] bool covered_by(const AttentionPlan& plan) const {
     const std::uint64_t tokens = std::accumulate(seq_lens_.begin(), seq_lens_.end(), std::uint64_t{0});
-    return plan.num_rows() == seq_lens_.size() && plan.kv_bytes() == tokens * 8 * (128 + 128) * 2;
+    return plan.num_rows() == seq_lens_.size() &&
+           plan.kv_bytes() == tokens * kConfig.num_kv_heads * 2 * kConfig.head_dim * size_of(kConfig.kv_dtype);
   }
   [[nodiscard]] double size() const { return static_cast<double>(seq_lens_.size()); }
 

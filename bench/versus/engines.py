@@ -30,7 +30,7 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(DTYPES[dtype]).astype(np.float32)
 
 
-def empty(extents: tuple[int, ...], dtype: str) -> np.ndarray:
+def aligned_empty(extents: tuple[int, ...], dtype: str) -> np.ndarray:
     """At a multiple of 64 bytes, as vector loads like it; NumPy's own arrays are at one of 16. Large ones in huge pages."""
     size = math.prod(extents) * np.dtype(DTYPES[dtype]).itemsize
     memory = np.empty(size + 64, np.uint8)
@@ -40,7 +40,7 @@ def empty(extents: tuple[int, ...], dtype: str) -> np.ndarray:
 
 def converted(values: np.ndarray, dtype: str) -> np.ndarray:
     """A contiguous copy in the format."""
-    copy = empty(values.shape, dtype)
+    copy = aligned_empty(values.shape, dtype)
     copy[...] = values
     return copy
 
@@ -72,7 +72,7 @@ class Pagedkv:
         pages_each = s.context // self.page_size
         pages_a_copy = s.batch * pages_each
         order = np.random.default_rng(1).permutation(s.copies * pages_a_copy).astype(np.int32)
-        self.pages = empty((s.copies * pages_a_copy, s.kv_heads, 2, self.page_size, s.head_dim), s.dtype)
+        self.pages = aligned_empty((s.copies * pages_a_copy, s.kv_heads, 2, self.page_size, s.head_dim), s.dtype)
         k, v = (in_blocks(converted(rows, s.dtype), self.page_size) for rows in (problem.k, problem.v))
 
         self.plans = []
@@ -87,7 +87,7 @@ class Pagedkv:
                                       seq_lens=[s.context] * s.batch))
         self.k, self.v = self.pages[:, :, 0], self.pages[:, :, 1]
         self.q = converted(problem.q, s.dtype).reshape(-1, s.q_heads, s.head_dim)
-        self.out = empty(self.q.shape, s.dtype)
+        self.out = aligned_empty(self.q.shape, s.dtype)
 
     def run(self, copy: int) -> None:
         self.plans[copy].run(self.k, self.v, self.q, out=self.out)
@@ -324,7 +324,7 @@ class Vllm:
                                                        starts, True, -1, isa, True, None)
         self.caches = []
         for _ in range(s.copies):
-            cache = torch_view(empty((blocks, s.kv_heads, 2 * self.block, s.head_dim), s.dtype))
+            cache = torch_view(aligned_empty((blocks, s.kv_heads, 2 * self.block, s.head_dim), s.dtype))
             k, v = cache.chunk(2, dim=2)
             torch.ops._C.cpu_attn_reshape_and_cache(keys, values, k, v, torch.arange(tokens), isa)
             self.caches.append((k, v))
@@ -375,7 +375,7 @@ class Ggml:
         rows_bytes = 8 * s.batch * s.query_len * s.q_heads * s.head_dim
         overhead = (2 + 8 * s.copies) * lib.ggml_tensor_overhead() + s.copies * lib.ggml_graph_overhead() + (1 << 20)
         size = s.copies * (s.kv_bytes + rows_bytes) + rows_bytes + mask_bytes + overhead
-        self.memory = empty((size,), "bytes")
+        self.memory = aligned_empty((size,), "bytes")
         self.context = ctypes.c_void_p(
             lib.ggml_init(self.InitParams(size, self.memory.ctypes.data, False)))
 
@@ -401,7 +401,7 @@ class Ggml:
             self.graphs.append(graph)
             self.outs.append(out)
         self.plan = lib.ggml_graph_plan(self.graphs[0], threads, None)
-        self.work = empty((self.plan.work_size + 64,), "bytes")
+        self.work = aligned_empty((self.plan.work_size + 64,), "bytes")
         self.plan.work_data = self.work.ctypes.data
         self.last = 0
 

@@ -3,13 +3,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 namespace pagedkv::attention {
 namespace {
 
 constexpr std::uint32_t kMaxHeads = 1U << 16, kMaxHeadDim = 1024, kMaxPageSize = 256;
-constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;
+constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;  // bytes, or entries of a mask
 // Of products of strides: no sum of them in a kernel can overflow.
 constexpr std::int64_t kMaxOffset = std::int64_t{1} << 61;
 // Of keys and of positions before the first query row: kernels count both in 32 bits.
@@ -25,6 +26,10 @@ bool is_csr(const AttentionBatch& batch) noexcept { return !batch.kv_indptr.empt
 
 std::int64_t pages_of(std::int64_t tokens, std::uint32_t page_size) noexcept {
   return (tokens + page_size - 1) / page_size;
+}
+
+std::int64_t tokens_of(std::int64_t pages, std::int64_t last_page_len, std::uint32_t page_size) noexcept {
+  return pages == 0 ? 0 : (pages - 1) * page_size + last_page_len;
 }
 
 bool is_indptr(std::span<const std::int32_t> indptr) noexcept {
@@ -55,7 +60,7 @@ Result<void> check_csr(const AttentionConfig& config, const AttentionBatch& batc
     if (num_pages == 0 ? last != 0 : last < 1 || static_cast<std::uint32_t>(last) > config.page_size) {
       return invalid("kv_last_page_len must be 1..page_size, or 0 for a sequence without pages");
     }
-    if (num_pages * config.page_size - config.page_size + last > kMaxTokens) return kTooLong;
+    if (tokens_of(num_pages, last, config.page_size) > kMaxTokens) return kTooLong;
   }
   if (!all_ids(batch.kv_indices.first(static_cast<std::size_t>(batch.kv_indptr.back())))) {
     return invalid("a page id is negative");
@@ -117,6 +122,7 @@ Result<void> check_mask(const AttentionConfig& config, const AttentionBatch& bat
                         static_cast<double>(head_stride) * (config.num_q_heads - 1.0) +
                         static_cast<double>(row_stride) * static_cast<double>(sequence.q_len - 1) +
                         static_cast<double>(sequence.kv_len);
+    // Without keys no entry is read, but where rows would begin is computed all the same.
     if (last > (sequence.kv_len == 0 ? static_cast<double>(kMaxOffset) : static_cast<double>(capacity))) {
       return invalid("the mask is shorter than its offsets and strides say");
     }
@@ -204,7 +210,7 @@ SequenceView read_sequence(const AttentionConfig& config, const AttentionBatch& 
   if (is_csr(batch)) {
     view.pages = batch.kv_indices.data() + batch.kv_indptr[index];
     view.num_pages = batch.kv_indptr[index + 1] - batch.kv_indptr[index];
-    view.kv_len = view.num_pages == 0 ? 0 : (view.num_pages - 1) * config.page_size + batch.kv_last_page_len[index];
+    view.kv_len = tokens_of(view.num_pages, batch.kv_last_page_len[index], config.page_size);
   } else {
     view.kv_len = batch.seq_lens[index];
     view.num_pages = pages_of(view.kv_len, config.page_size);

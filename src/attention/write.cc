@@ -74,6 +74,9 @@ Result<void> write_kv(const AttentionConfig& config, const KvWriteView& pages, s
   }
   if (slots.empty()) return {};
   if (k.data == nullptr || v.data == nullptr) return invalid("k and v must not be null");
+  if (pages.num_pages > std::numeric_limits<std::int64_t>::max() / config.page_size) {
+    return invalid("there are more pages than slots have numbers");
+  }
   if (auto checked = attention::check_view(*params, pages, page_id_limit(slots, config.page_size)); !checked)
     return checked;
   auto found = config.target.empty() ? active_target() : find_target(config.target);

@@ -2,7 +2,10 @@
 // format against the f64 oracle.
 #include <gtest/gtest.h>
 
+#include <string>
+
 #include "kernels/expect_oracle.h"
+#include "kernels/variations.h"
 
 namespace pagedkv::testing {
 namespace {
@@ -41,28 +44,21 @@ void expect_shared(const ProblemShape& base) {
 
 TEST(AttendCascade, AgreesWithOracle) { expect_shared(tree()); }
 
-TEST(AttendCascade, AgreesWithOracleWithSoftCap) {
+class AttendCascadeWith : public ::testing::TestWithParam<Variation> {};
+
+TEST_P(AttendCascadeWith, AgreesWithOracle) {
   ProblemShape shape = tree();
-  shape.config.variant.logits_soft_cap = 20;
+  GetParam().set(shape);
   expect_shared(shape);
 }
 
-TEST(AttendCascade, AgreesWithOracleWithAlibi) {
-  ProblemShape shape = tree();
-  shape.alibi = true;
-  expect_shared(shape);
-}
+INSTANTIATE_TEST_SUITE_P(Variations, AttendCascadeWith, ::testing::ValuesIn(kVariations),
+                         [](const auto& variation) { return std::string(variation.param.name); });
 
 TEST(AttendCascade, AgreesWithOracleWithoutCausality) {
   ProblemShape shape = tree();
   shape.config.variant.causal = false;
   shape.sequences[5] = {2100, 2, 0};  // rows before all their keys
-  expect_shared(shape);
-}
-
-TEST(AttendCascade, AgreesWithOracleWithSinks) {
-  ProblemShape shape = tree();
-  shape.sinks = true;
   expect_shared(shape);
 }
 
@@ -86,22 +82,6 @@ TEST(AttendCascade, AgreesWithOracleOverHeadDims) {
     ProblemShape shape = tree();
     shape.config.head_dim = k;
     shape.config.v_head_dim = v;
-    expect_shared(shape);
-  }
-}
-
-TEST(AttendCascade, AgreesWithOracleOverLatentPages) {
-  ProblemShape shape = tree();
-  shape.config.num_q_heads = 16, shape.config.num_kv_heads = 1, shape.config.head_dim = 96;
-  shape.config.v_head_dim = 64;
-  shape.layout = PageLayout::kLatent;
-  expect_shared(shape);
-}
-
-TEST(AttendCascade, AgreesWithOracleOverElementTypes) {
-  for (const DType type : {DType::bf16, DType::f16}) {
-    ProblemShape shape = tree();
-    shape.q_dtype = shape.out_dtype = type;
     expect_shared(shape);
   }
 }

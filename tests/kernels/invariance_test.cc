@@ -1,9 +1,6 @@
 // Results are bitwise the same for any number of threads, any batch, any placement and size of pages.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -17,12 +14,6 @@ ProblemShape batch_of(std::vector<SequenceShape> sequences) {
   shape.config = {.num_q_heads = 8, .num_kv_heads = 2, .head_dim = 64};
   shape.sequences = std::move(sequences);
   return shape;
-}
-
-/// Whether `crowded` begins with the rows of `alone`, bit for bit.
-bool begins_with(const Outputs& crowded, const Outputs& alone) {
-  return std::equal(alone.out_bytes.begin(), alone.out_bytes.end(), crowded.out_bytes.begin()) &&
-         std::equal(alone.lse_bits.begin(), alone.lse_bits.end(), crowded.lse_bits.begin());
 }
 
 class Invariance : public ::testing::TestWithParam<StoredFormat> {
@@ -79,7 +70,7 @@ TEST_P(Invariance, OfLongDecodesToThreadsPagesAndBatchForEveryGroup) {
         const Outputs want = *alone.run(target, 1), got = *crowded.run(target, 3);
         EXPECT_TRUE(*in_tokens.run(target) == want) << target;
         EXPECT_TRUE(*in_eights.run(target) == want) << target;
-        EXPECT_TRUE(begins_with(got, want)) << target;
+        EXPECT_TRUE(got.begins_with(want)) << target;
       }
     }
   }
@@ -90,7 +81,7 @@ TEST_P(Invariance, ToTheRestOfTheBatch) {
   for (const SequenceShape first : {SequenceShape{2500, 1}, {300, 200}, {40, 5}}) {
     const Problem alone(make({first})), crowded(make({first, {100, 1}, {3000, 1}, {64, 64}, {7, 7}}));
     for (const char* target : runnable_targets()) {
-      EXPECT_TRUE(begins_with(*crowded.run(target), *alone.run(target))) << target;
+      EXPECT_TRUE(crowded.run(target)->begins_with(*alone.run(target))) << target;
     }
   }
 }
@@ -131,90 +122,6 @@ TEST_P(Invariance, ToThreadsWithACascadeOfTwoLevels) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, Invariance, ::testing::ValuesIn(kStoredFormats),
                          [](const auto& format) { return to_string(format.param); });
-
-/// What a layer computes besides plain attention.
-struct Variation {
-  const char* name;
-  void (*set)(ProblemShape&);
-};
-
-void set_mask(ProblemShape& shape, MaskKind kind, bool per_head) {
-  shape.mask = kind;
-  shape.mask_per_head = per_head;
-}
-
-constexpr Variation kVariations[] = {
-    {"bool_mask", [](ProblemShape& s) { set_mask(s, MaskKind::kBool, false); }},
-    {"bits_mask", [](ProblemShape& s) { set_mask(s, MaskKind::kBits, true); }},
-    {"additive_mask", [](ProblemShape& s) { set_mask(s, MaskKind::kAdditive, true); }},
-    {"soft_cap", [](ProblemShape& s) { s.config.variant.logits_soft_cap = 20; }},
-    {"alibi", [](ProblemShape& s) { s.alibi = true; }},
-    {"sinks", [](ProblemShape& s) { s.sinks = true; }},
-    {"not_causal", [](ProblemShape& s) { s.config.variant.causal = false; }},
-    {"window", [](ProblemShape& s) { s.config.variant.window_left = 70; }},
-    {"long_window", [](ProblemShape& s) { s.config.variant.window_left = 1500; }},
-    {"window_and_sink_tokens", [](ProblemShape& s) { s.config.variant = {.window_left = 600, .sink_tokens = 5}; }},
-    {"other_v_dim", [](ProblemShape& s) { s.config.head_dim = 48, s.config.v_head_dim = 37; }},
-    {"latent",
-     [](ProblemShape& s) {
-       s.config.num_q_heads = 16, s.config.num_kv_heads = 1, s.config.head_dim = 96, s.config.v_head_dim = 64;
-       s.layout = PageLayout::kLatent;
-     }},
-    {"bf16_queries", [](ProblemShape& s) { s.q_dtype = s.out_dtype = DType::bf16; }},
-    {"f16_queries", [](ProblemShape& s) { s.q_dtype = s.out_dtype = DType::f16; }},
-    {"all_at_once",
-     [](ProblemShape& s) {
-       s.config.variant = {.window_left = 1100, .sink_tokens = 5, .logits_soft_cap = 20};
-       s.sinks = s.alibi = true;
-       set_mask(s, MaskKind::kAdditive, false);
-     }},
-};
-
-class VariantInvariance : public ::testing::TestWithParam<std::tuple<StoredFormat, Variation>> {
- protected:
-  static ProblemShape make(std::vector<SequenceShape> sequences) {
-    ProblemShape shape = batch_of(std::move(sequences));
-    shape.config.num_q_heads = 4, shape.config.head_dim = 32;
-    std::get<Variation>(GetParam()).set(shape);
-    std::get<StoredFormat>(GetParam()).set(shape.config);
-    return shape;
-  }
-  static ProblemShape on_pages(ProblemShape shape, std::uint32_t page_size, unsigned page_order) {
-    shape.config.page_size = page_size;
-    shape.page_order = page_order;
-    return shape;
-  }
-};
-
-TEST_P(VariantInvariance, ToThreadsBatchAndPages) {
-  const std::vector<const char*> targets = targets_of(make({}).config);
-  if (targets.empty()) return;
-  for (const SequenceShape first : {SequenceShape{2500, 1}, {200, 150}, {1100, 5}}) {
-    const ProblemShape shape = make({first});
-    const Problem alone(shape), crowded(make({first, {100, 1}, {2100, 1}, {70, 64}, {7, 7}}));
-    const Problem elsewhere(on_pages(shape, 16, 5)), in_sevens(on_pages(shape, 7, 6)),
-        in_large(on_pages(shape, 256, 7));
-    for (const char* target : targets) {
-      SCOPED_TRACE(::testing::Message() << target << ", " << first.q_len << " rows over " << first.kv_len);
-      const Outputs want = *alone.run(target, 1), of_all = *crowded.run(target, 1);
-      EXPECT_TRUE(begins_with(of_all, want));
-      for (const int threads : {2, 3, 7}) {
-        EXPECT_TRUE(*alone.run(target, threads) == want) << threads;
-        EXPECT_TRUE(*crowded.run(target, threads) == of_all) << threads;
-      }
-      for (const Problem* const same : {&elsewhere, &in_sevens, &in_large}) {
-        EXPECT_TRUE(*same->run(target) == want) << same->config().page_size;
-      }
-    }
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Formats, VariantInvariance,
-                         ::testing::Combine(::testing::ValuesIn(kStoredFormats), ::testing::ValuesIn(kVariations)),
-                         [](const auto& of) {
-                           return to_string(std::get<StoredFormat>(of.param)) + "_" +
-                                  std::get<Variation>(of.param).name;
-                         });
 
 }  // namespace
 }  // namespace pagedkv::testing

@@ -69,8 +69,13 @@ struct Outputs {
   std::vector<std::byte> out_bytes;
   std::vector<float> lse_bits;
   friend bool operator==(const Outputs& a, const Outputs& b) {  // bitwise
-    return a.out_bytes == b.out_bytes &&
-           std::equal(a.lse_bits.begin(), a.lse_bits.end(), b.lse_bits.begin(), b.lse_bits.end(), [](float x, float y) {
+    return a.out_bytes.size() == b.out_bytes.size() && a.lse_bits.size() == b.lse_bits.size() && a.begins_with(b);
+  }
+  /// Whether these are first the rows of `other`, bit for bit.
+  [[nodiscard]] bool begins_with(const Outputs& other) const {
+    return out_bytes.size() >= other.out_bytes.size() && lse_bits.size() >= other.lse_bits.size() &&
+           std::equal(other.out_bytes.begin(), other.out_bytes.end(), out_bytes.begin()) &&
+           std::equal(other.lse_bits.begin(), other.lse_bits.end(), lse_bits.begin(), [](float x, float y) {
              return std::bit_cast<std::uint32_t>(x) == std::bit_cast<std::uint32_t>(y);
            });
   }

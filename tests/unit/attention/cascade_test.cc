@@ -11,8 +11,9 @@
 #include <vector>
 
 #include "format/convert.h"
-#include "kernels/problem.h"
+#include "kernels/expect_oracle.h"
 #include "pagedkv/attention.h"
+#include "pagedkv/cpu.h"
 #include "pagedkv/reference.h"
 #include "support/failing_new.h"
 
@@ -22,7 +23,7 @@ namespace {
 constexpr std::int32_t kPageTokens = 256, kPartPages = 4;
 constexpr std::uint64_t kPart = 1024;
 constexpr float kLargestElement = 2;  // of K and V
-constexpr DType kFormats[] = {DType::f32, DType::f16, DType::bf16};
+using testing::kFormats;
 
 /// One sequence: its pages, the tokens in the last of them, its query rows.
 struct Member {

@@ -28,9 +28,25 @@ class Plan : public ::testing::Test {
   AttentionBatch batch() {
     return {.qo_indptr = qo_indptr, .kv_indptr = kv_indptr, .kv_indices = kv_indices, .kv_last_page_len = last};
   }
-  KvView view() {
+  KvView view() const { return view_of(pages); }
+  // Of pages as `pages` has them.
+  static KvView view_of(const std::vector<float>& all) {
     const std::int64_t row = 32, head = 2 * 4 * row, page = 2 * head;
-    return {pages.data(), pages.data() + 32, page, head, row, page, head, row, 3};
+    return {all.data(),
+            all.data() + 32,
+            page,
+            head,
+            row,
+            page,
+            head,
+            row,
+            static_cast<std::int64_t>(all.size()) * 4 / page};
+  }
+  // The first multiple of 64 bytes, of memory that has 64 to spare.
+  static std::byte* aligned_in(std::vector<std::byte>& memory) {
+    void* start = memory.data();
+    std::size_t space = memory.size();
+    return static_cast<std::byte*>(std::align(64, memory.size() - 64, start, space));
   }
   Errc refused(const AttentionBatch& bad) { return AttentionPlan::create(config, bad).error().code; }
 };
@@ -291,9 +307,7 @@ TEST_F(Plan, LivesInAWorkspaceOfExactlyTheBytesItAsksFor) {
   const std::size_t bytes = AttentionPlan::workspace_bytes(config, batch()).value();
   ASSERT_GT(bytes, 0U);
   std::vector<std::byte> memory(bytes + 64);
-  void* start = memory.data();
-  std::size_t space = memory.size();
-  auto* const aligned = static_cast<std::byte*>(std::align(64, bytes, start, space));
+  std::byte* const aligned = aligned_in(memory);
   EXPECT_EQ(AttentionPlan::create(config, batch(), {aligned, bytes - 1}).error(), Errc::kInvalidArgument);
   EXPECT_EQ(AttentionPlan::create(config, batch(), {aligned + 4, bytes}).error(), Errc::kInvalidArgument);
   const auto plan = AttentionPlan::create(config, batch(), {aligned, bytes});
@@ -304,10 +318,9 @@ TEST_F(Plan, LivesInAWorkspaceOfExactlyTheBytesItAsksFor) {
 
 TEST_F(Plan, ExtendedStepByStepGivesWhatNewPlansGive) {
   // Two sequences grow through page and part boundaries; the rows of the second see two new tokens a step.
-  const std::int64_t row = 32, head = 2 * 4 * row, page = 2 * head;
   std::vector<float> many(600 * 2 * 2 * 4 * 8);
   for (std::size_t i = 0; i < many.size(); ++i) many[i] = static_cast<float>(i * 2654435761U % 1000) * 0.002F - 1;
-  const KvView pool = {many.data(), many.data() + 32, page, head, row, page, head, row, 600};
+  const KvView pool = view_of(many);
   std::vector<std::int32_t> table(600), lens = {1000, 30};
   for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i * 7 % 600);
   const auto now = [&]() -> AttentionBatch {
@@ -347,9 +360,8 @@ TEST_F(Plan, ExtendRefusesOtherBatchesAndStaysAsItWas) {
 
 TEST_F(Plan, KnowsNoMorePagesAfterAnExtendThatFailed) {
   // 256 pages and a workspace that is just enough: one page more is a second part, whose state has no room.
-  const std::int64_t row = 32, head = 2 * 4 * row, page = 2 * head;
   const std::vector<float> many(257 * 2 * 2 * 4 * 8, 0.5F);  // [page][head][K, V][token][dim]
-  const KvView all = {many.data(), many.data() + 32, page, head, row, page, head, row, 257};
+  const KvView all = view_of(many);
   KvView before = all;
   before.num_pages = 256;
   std::vector<std::int32_t> table(257), one_row = {0, 1}, lens = {1024};
@@ -359,9 +371,7 @@ TEST_F(Plan, KnowsNoMorePagesAfterAnExtendThatFailed) {
   };
   const std::size_t bytes = AttentionPlan::workspace_bytes(config, now()).value();
   std::vector<std::byte> memory(bytes + 64);
-  void* start = memory.data();
-  std::size_t space = memory.size();
-  auto* const aligned = static_cast<std::byte*>(std::align(64, bytes, start, space));
+  std::byte* const aligned = aligned_in(memory);
   AttentionPlan plan = AttentionPlan::create(config, now(), {aligned, bytes}).value();
   const std::span<float> row_out(out.data(), 32);
   const std::span<const float> row_q(q.data(), 32);

@@ -162,13 +162,13 @@ TEST(WriteKv, RefusesSizesAndViewsThatDoNotFit) {
   view = pages.view();
   view.k_token_stride = 3;
   EXPECT_EQ(write_kv(config, view, slots, row, row).error(), Errc::kInvalidArgument);
-  for (const std::int64_t num_pages : {-1, 0}) {
+  for (const std::int64_t num_pages : {std::int64_t{-1}, std::int64_t{0}, INT64_MAX}) {
     view = pages.view();
     view.num_pages = num_pages;
     EXPECT_EQ(write_kv(config, view, slots, row, row).error(), Errc::kInvalidArgument);
   }
-  const std::vector<std::int64_t> beyond_any_address = {INT64_MAX};
-  view.num_pages = INT64_MAX;
+  const std::vector<std::int64_t> beyond_any_address = {INT64_MAX - 3};
+  view.num_pages = INT64_MAX / 2;
   EXPECT_EQ(write_kv(config, view, beyond_any_address, row, row).error(), Errc::kInvalidArgument);
   EXPECT_TRUE(write_kv(config, pages.view(), {}, ConstTensor(), ConstTensor()).has_value());
 }
