@@ -79,7 +79,8 @@ INSTANTIATE_TEST_SUITE_P(Formats, VariantInvariance,
                          ::testing::Combine(::testing::ValuesIn(kStoredFormats), ::testing::ValuesIn(kVariations)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(FormatsOfHidden, VariantInvariance,
-                         ::testing::Combine(::testing::ValuesIn(kStoredFormats), ::testing::ValuesIn(kHidden)), name_of);
+                         ::testing::Combine(::testing::ValuesIn(kStoredFormats), ::testing::ValuesIn(kHidden)),
+                         name_of);
 
 }  // namespace
 }  // namespace pagedkv::testing
