@@ -1,6 +1,8 @@
 // Asks CPUID for AMX and Linux for the permission to use its 8 KiB of tile state.
 #include "cpu/amx.h"
 
+#include <hwy/targets.h>
+
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -24,9 +26,7 @@ bool cpu_has_amx_bf16() noexcept {
 
 bool request_amx() noexcept {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16") && cpu_has_amx_bf16() &&
+  return (hwy::SupportedTargets() & HWY_AVX3) != 0 && __builtin_cpu_supports("avx512bf16") && cpu_has_amx_bf16() &&
          syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
 }
 
@@ -39,5 +39,7 @@ bool amx_usable() noexcept {
 #else
 bool amx_usable() noexcept { return false; }
 #endif
+
+Target beside_amx() noexcept { return Target::kAvx512; }
 
 }  // namespace pagedkv::cpu

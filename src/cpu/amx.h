@@ -3,6 +3,8 @@
 // Layer: cpu.
 #pragma once
 
+#include "cpu/targets.h"
+
 namespace pagedkv::cpu {
 
 /// True if AVX-512 (F, BW, DQ, VL, BF16) and AMX (TILE, BF16) exist and Linux lets this process use the tile registers.
@@ -10,5 +12,8 @@ namespace pagedkv::cpu {
 /// The first call asks for the permission (`arch_prctl`, once a process; threads inherit it).
 /// Threads: any.
 [[nodiscard]] bool amx_usable() noexcept;
+
+/// The target whose generic kernels compute what AMX has no kernel for.
+[[nodiscard]] Target beside_amx() noexcept;
 
 }  // namespace pagedkv::cpu

@@ -20,7 +20,7 @@ constexpr std::array<cpu::Target, kNumTargets> kNumbers = {cpu::Target::kAmx, cp
 
 std::array<TargetInfo, kNumTargets> detect() noexcept {
   const auto has = [](std::int64_t target) { return (hwy::SupportedTargets() & target) != 0; };
-  return {{{"amx", "AMX tiles for bf16, AVX-512 for the rest", has(HWY_AVX3) && cpu::amx_usable()},
+  return {{{"amx", "AMX tiles for bf16, AVX-512 for the rest", cpu::amx_usable()},
            {"avx512", "AVX-512 F, BW, CD, DQ, VL", has(HWY_AVX3)},
            {"avx2", "AVX2, FMA, F16C, BMI2", has(HWY_AVX2)},
            {"sse4", "SSE4.2", has(HWY_SSE4)},

@@ -1,6 +1,7 @@
 // The generic attention kernels of all targets, and their list.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attend.cc"
+#include "cpu/amx.h"
 #include "hwy/foreach_target.h"
 #include "kernels/attend-inl.h"
 #include "kernels/kernel_table.h"
@@ -45,7 +46,6 @@ Kernels make(AttendFn attend, ScratchFn scratch) noexcept {
 const Kernels& kernels_of(cpu::Target target) noexcept {
   switch (target) {
 #if HWY_TARGETS & HWY_AVX3
-    case cpu::Target::kAmx:
     case cpu::Target::kAvx512: {
       static const Kernels kernels = make(N_AVX3::find_attend(), N_AVX3::find_scratch());
       return kernels;
@@ -81,7 +81,7 @@ const Kernels& kernels_of(cpu::Target target) noexcept {
 const AttendKernel* generic_attend(cpu::Target target, std::uint32_t group) noexcept {
   std::size_t height = 0;
   while (height + 1 < kNumHeights && (std::uint32_t{1} << height) < group) ++height;
-  return &kernels_of(target)[height];
+  return &kernels_of(target == cpu::Target::kAmx ? cpu::beside_amx() : target)[height];
 }
 
 const AttendKernel* select_attend(cpu::Target target, const AttendParams& params, std::int64_t q_len) noexcept {

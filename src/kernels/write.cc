@@ -3,6 +3,7 @@
 #define HWY_TARGET_INCLUDE "kernels/write.cc"
 #include "kernels/write.h"
 
+#include "cpu/amx.h"
 #include "format/convert.h"
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
@@ -80,9 +81,8 @@ HWY_AFTER_NAMESPACE();
 namespace pagedkv::kernels {
 
 WriteRowFn find_write_row(cpu::Target target) noexcept {
-  switch (target) {
+  switch (target == cpu::Target::kAmx ? cpu::beside_amx() : target) {
 #if HWY_TARGETS & HWY_AVX3
-    case cpu::Target::kAmx:
     case cpu::Target::kAvx512: return N_AVX3::find_write();
 #endif
 #if HWY_TARGETS & HWY_AVX2

@@ -1,7 +1,7 @@
 // The K and V rows of a decode step: tiles in place or copied, rows that are not finite set aside, steps ahead
 // prefetched.
 //
-// Layer: kernels, only for the x86_amx_decode*.cc files (see x86_amx_tile.h for the compile region).
+// Layer: kernels, only for the x86_amx_decode*.cc files (see x86_amx_instructions.h for the compile region).
 #pragma once
 
 #include "kernels/x86_amx_kernels.h"

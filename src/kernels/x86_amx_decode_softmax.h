@@ -1,6 +1,6 @@
 // Decode's softmax: which keys the columns see, scores to weights, maxima and sums carried from step to step.
 //
-// Layer: kernels, only for the x86_amx_decode*.cc files (see x86_amx_tile.h for the compile region).
+// Layer: kernels, only for the x86_amx_decode*.cc files (see x86_amx_instructions.h for the compile region).
 #pragma once
 
 #include "kernels/x86_amx_rows.h"

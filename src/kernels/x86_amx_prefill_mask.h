@@ -1,7 +1,7 @@
 // Which keys of a tile the columns of a block see (ranges and explicit masks, as bits or as logits), and how scores
 // become logits.
 //
-// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_tile.h for the compile region).
+// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_instructions.h for the compile region).
 #pragma once
 
 #include "kernels/x86_amx_prefill_scratch.h"

@@ -1,6 +1,6 @@
 // The keys and values of a chunk as AMX tiles: K in place or copied, V transposed.
 //
-// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_tile.h for the compile region).
+// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_instructions.h for the compile region).
 #pragma once
 
 #include <span>

@@ -1,7 +1,7 @@
 // Where the K and V rows of a task lie, in page-table order: runs, gathers and a prefetch that follows them; query and
 // output rows.
 //
-// Layer: kernels, only for the x86_amx_*.cc files (see x86_amx_tile.h for the compile region).
+// Layer: kernels, only for the x86_amx_*.cc files (see x86_amx_instructions.h for the compile region).
 #pragma once
 
 #include "kernels/attend.h"

@@ -1,6 +1,6 @@
 // Prefill's inner loop: a tile of scores on the matrix unit while the vector unit turns the tile before into weights.
 //
-// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_tile.h for the compile region).
+// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_instructions.h for the compile region).
 #pragma once
 
 #include "kernels/x86_avx512_math.h"
@@ -82,7 +82,7 @@ PAGEDKV_AMX_INLINE void softmax_unit(SoftmaxState& state, const float* scores, s
   const __m512 logit1 = _mm512_fmsub_ps(score1, state.scale, state.max[kTile]);
   const __m512 even = exp2_fast(logit0), odd = exp2_fast_by_adds(logit1);
   state.sum[kTile] = _mm512_add_ps(_mm512_add_ps(state.sum[kTile], even), odd);
-  asm volatile("" : "+v"(state.sum[kTile]));  // now: g++ puts all sums off to the end, spilling every weight till then
+  compute_here(state.sum[kTile]);  // g++ puts all sums off to the end, spilling every weight till then
   std::byte* const to = weights + kTile * kTileBytes + kPair * kTileRowBytes;
   // Upper halves of both, rounded to nearest: two additions and a shuffle; vcvtne2ps2bf16 costs two cycles of port 0.
   const __m512i upper = _mm512_set_epi16(63, 31, 61, 29, 59, 27, 57, 25, 55, 23, 53, 21, 51, 19, 49, 17, 47, 15, 45, 13,

@@ -3,7 +3,7 @@
 // 32 tokens advance together, so that each tile of queries or weights is loaded once for two tiles of keys or values
 // and all of their terms, and accumulators stay in registers over all dims (scores) or over a block of tokens (sums).
 //
-// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_tile.h for the compile region).
+// Layer: kernels, only for x86_amx_prefill.cc (see x86_amx_instructions.h for the compile region).
 #pragma once
 
 #include "kernels/x86_amx_score.h"
@@ -35,13 +35,13 @@ PAGEDKV_AMX_INLINE void split_unit(SplitColumn& column, const float* scores, std
       logit = bend->apply(logit, column.tile, token);
     } else {
       logit = _mm512_mul_ps(logit, column.scale);
-      asm("" : "+v"(logit));  // rounded, as the maximum is: fused, large logits would miss it
+      keep_rounded(logit);  // as the maximum is: fused, large logits would miss it
     }
     return exp2_exact(_mm512_sub_ps(logit, column.max));
   };
   const __m512 even = weight(2 * unit), odd = weight(2 * unit + 1);
   column.sum = _mm512_add_ps(_mm512_add_ps(column.sum, even), odd);
-  asm volatile("" : "+v"(column.sum));
+  compute_here(column.sum);
   std::byte* const to = weights + unit * kTileRowBytes;
   __m512 left0 = even, left1 = odd;
   for (int term = 0; term < kSplitTerms; ++term, left0 = beyond_finite_bf16(left0), left1 = beyond_finite_bf16(left1)) {

@@ -1,37 +1,11 @@
-// The tile instructions of AMX as functions, and the region in which code may use AVX-512 and AMX.
+// Tiles of AMX: their size and shapes, and the state of a thread that computes with them.
 //
-// Layer: kernels, only for the x86_amx_*.cc files. Everything between PAGEDKV_AMX_BEGIN and PAGEDKV_AMX_END is compiled
-// for that instruction set, function by function: per-file -m flags would leak AVX-512 into inline functions of the
-// standard library that baseline code calls. For the same reason what stands there is `static` or in an unnamed
-// namespace.
+// Layer: kernels, only for the x86_amx_*.cc files.
 #pragma once
 
+#include "kernels/x86_amx_instructions.h"
+
 #if defined(__x86_64__)
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push  // g++ 12 takes its own "undefined" vectors for mistakes (PR 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#else
-#include <immintrin.h>
-#endif
-
-#include <cstdint>
-
-#define PAGEDKV_AMX_TARGET "avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"
-#define PAGEDKV_AMX_PRAGMA(tokens) _Pragma(#tokens)
-#if defined(__clang__)
-#define PAGEDKV_AMX_BEGIN_FOR(isa) \
-  PAGEDKV_AMX_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
-#define PAGEDKV_AMX_END _Pragma("clang attribute pop")
-#else
-#define PAGEDKV_AMX_BEGIN_FOR(isa) _Pragma("GCC push_options") PAGEDKV_AMX_PRAGMA(GCC target isa)
-#define PAGEDKV_AMX_END _Pragma("GCC pop_options")
-#endif
-#define PAGEDKV_AMX_BEGIN PAGEDKV_AMX_BEGIN_FOR(PAGEDKV_AMX_TARGET)
-#define PAGEDKV_AMX_INLINE __attribute__((always_inline)) inline
-
 PAGEDKV_AMX_BEGIN
 namespace pagedkv::kernels::amx {
 namespace {
@@ -57,33 +31,12 @@ struct alignas(64) TileConfig {
   }
 };
 
-// The intrinsics of g++ 12 say nothing of memory, so that loads and stores move across them (wrong sums and SIGILL were
-// both seen): inline assembly with a memory clobber instead. tilezero and tdpbf16ps touch no memory; they are volatile,
-// which keeps their order among the others.
-template <int kTile>
-PAGEDKV_AMX_INLINE void tile_load(const void* from, std::int64_t stride_bytes) noexcept {
-  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from), "r"(stride_bytes) : "memory");
-}
-template <int kTile>
-PAGEDKV_AMX_INLINE void tile_store(void* to, std::int64_t stride_bytes) noexcept {
-  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(to), "r"(stride_bytes) : "memory");
-}
-template <int kTile>
-PAGEDKV_AMX_INLINE void tile_zero() noexcept {
-  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
-}
-/// acc += a b, a bf16 [rows][2 k], b bf16 [k][columns][2], acc f32 [rows][columns].
-template <int kAcc, int kA, int kB>
-PAGEDKV_AMX_INLINE void tile_dot() noexcept {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kAcc), "i"(kA), "i"(kB));
-}
-
 /// Configures the tiles for one task and releases them after: a thread that keeps tile state pays for it at each
 /// switch.
 class TileScope {
  public:
-  explicit TileScope(const TileConfig& config) noexcept { asm volatile("ldtilecfg %0" ::"m"(config) : "memory"); }
-  ~TileScope() { asm volatile("tilerelease" ::: "memory"); }
+  explicit TileScope(const TileConfig& config) noexcept { tile_configure(config); }
+  ~TileScope() { tile_release(); }
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
 };

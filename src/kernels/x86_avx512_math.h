@@ -1,6 +1,6 @@
 // Vector pieces shared by the AMX kernels: exp2, tanh, transposes, conversions, mask rows.
 //
-// Layer: kernels, only for the x86_amx_*.cc files (see x86_amx_tile.h for the compile region).
+// Layer: kernels, only for the x86_amx_*.cc files (see x86_amx_instructions.h for the compile region).
 #pragma once
 
 #include "kernels/x86_amx_tile.h"

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -389,11 +390,12 @@ class Problem {
   Magnitudes magnitudes_ = {};
 };
 
-/// Names of the targets that this machine runs.
+/// Names of the targets that this machine runs; only that of PAGEDKV_TARGET if it is set.
 inline std::vector<const char*> runnable_targets() {
+  const char* const only = std::getenv("PAGEDKV_TARGET");
   std::vector<const char*> names;
   for (const TargetInfo& target : targets()) {
-    if (target.available) names.push_back(target.name);
+    if (target.available && (only == nullptr || std::string_view(only) == target.name)) names.push_back(target.name);
   }
   return names;
 }

@@ -1,0 +1,77 @@
+// AVX-512 and AMX as functions: the intrinsics of the compiler, and the tile instructions, which need inline assembly.
+//
+// Tests of machines without AMX put a header of the same name before this one (tests/emulation).
+//
+// Layer: kernels, only for the x86_amx_*.cc files. Everything between PAGEDKV_AMX_BEGIN and PAGEDKV_AMX_END is compiled
+// for that instruction set, function by function: per-file -m flags would leak AVX-512 into inline functions of the
+// standard library that baseline code calls. For the same reason what stands there is `static` or in an unnamed
+// namespace.
+#pragma once
+
+#if defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push  // g++ 12 takes its own "undefined" vectors for mistakes (PR 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+#define PAGEDKV_AMX_TARGET "avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"
+#define PAGEDKV_AMX_PRAGMA(tokens) _Pragma(#tokens)
+#if defined(__clang__)
+#define PAGEDKV_AMX_BEGIN_FOR(isa) \
+  PAGEDKV_AMX_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define PAGEDKV_AMX_END _Pragma("clang attribute pop")
+#else
+#define PAGEDKV_AMX_BEGIN_FOR(isa) _Pragma("GCC push_options") PAGEDKV_AMX_PRAGMA(GCC target isa)
+#define PAGEDKV_AMX_END _Pragma("GCC pop_options")
+#endif
+#define PAGEDKV_AMX_BEGIN PAGEDKV_AMX_BEGIN_FOR(PAGEDKV_AMX_TARGET)
+#define PAGEDKV_AMX_INLINE __attribute__((always_inline)) inline
+
+PAGEDKV_AMX_BEGIN
+namespace pagedkv::kernels::amx {
+namespace {
+
+// The tile intrinsics of g++ 12 say nothing of memory, so that loads and stores move across them (wrong sums and SIGILL
+// were both seen): inline assembly with a memory clobber instead. tilezero and tdpbf16ps touch no memory; they are
+// volatile, which keeps their order among the others.
+template <int kTile>
+PAGEDKV_AMX_INLINE void tile_load(const void* from, std::int64_t stride_bytes) noexcept {
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from), "r"(stride_bytes) : "memory");
+}
+template <int kTile>
+PAGEDKV_AMX_INLINE void tile_store(void* to, std::int64_t stride_bytes) noexcept {
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(to), "r"(stride_bytes) : "memory");
+}
+template <int kTile>
+PAGEDKV_AMX_INLINE void tile_zero() noexcept {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+/// acc += a b, a bf16 [rows][2 k], b bf16 [k][columns][2], acc f32 [rows][columns].
+template <int kAcc, int kA, int kB>
+PAGEDKV_AMX_INLINE void tile_dot() noexcept {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kAcc), "i"(kA), "i"(kB));
+}
+/// Shapes of the tile registers, from 64 bytes as `ldtilecfg` reads them; until then tiles cannot be used.
+template <class Config>
+PAGEDKV_AMX_INLINE void tile_configure(const Config& config) noexcept {
+  static_assert(sizeof(Config) == 64);
+  asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
+}
+PAGEDKV_AMX_INLINE void tile_release() noexcept { asm volatile("tilerelease" ::: "memory"); }
+
+/// Has x computed at this point of the tile instructions, not later.
+PAGEDKV_AMX_INLINE void compute_here(__m512& x) noexcept { asm volatile("" : "+v"(x)); }
+/// Has x rounded: its last operation is not fused with the next.
+PAGEDKV_AMX_INLINE void keep_rounded(__m512& x) noexcept { asm("" : "+v"(x)); }
+
+}  // namespace
+}  // namespace pagedkv::kernels::amx
+PAGEDKV_AMX_END
+#endif  // __x86_64__
