@@ -192,9 +192,9 @@ constexpr std::size_t keys_side_by_side() {
 constexpr std::size_t kFewStepDims = kManyRegisters ? 2 * kLanes : 4 * kLanes;
 constexpr std::size_t kFewStepKeys = kManyRegisters ? 2 : 4;
 
-// scores[r][key] = q[r] . k[key] for kKeys keys, each a chain of FMA a lane. q [vectors of head_dim][q_stride]: in each
-// vector the rows side by side.
-template <class Codec, std::size_t kRows, std::size_t kKeys>
+// scores[r][key] = q[r] . k[key] for kKeys keys in kOrder, each a chain of FMA a lane. q [vectors of
+// head_dim][q_stride]: in each vector the rows side by side.
+template <class Codec, std::size_t kRows, std::size_t kKeys, KeyOrder kOrder>
 HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const float* HWY_RESTRICT q,
                            std::size_t q_stride, float* HWY_RESTRICT scores, Prefetcher& prefetcher) {
   const F32 d;
@@ -205,7 +205,8 @@ HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const
     for (std::size_t i = 0; i < kKeys; ++i) sum[r][i] = hn::Zero(d);
   }
   const std::byte* row[kKeys];
-  std::copy_n(rows, kKeys, row);
+  PAGEDKV_UNROLL
+  for (std::size_t i = 0; i < kKeys; ++i) row[i] = rows[key_behind<kOrder>(i)];
   const auto add = [&](auto load) HWY_ATTR {
     VecF32 k[kKeys];
     PAGEDKV_UNROLL
@@ -234,7 +235,18 @@ HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const
     const std::size_t count = std::min(kLanes, dims - dim);
     add([dim, count](const std::byte* from) HWY_ATTR { return load_rest<Codec>(from, dim, count); });
   }
-  store_scores(sum, scores);
+  if constexpr (kOrder == KeyOrder::kRising) {
+    store_scores(sum, scores);
+  } else {
+    float found[kRows * std::size_t{kBlockKeys}];
+    store_scores(sum, found);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      PAGEDKV_UNROLL
+      for (std::size_t i = 0; i < kKeys; ++i) {
+        scores[r * kBlockKeys + key_behind<kOrder>(i)] = found[r * kBlockKeys + i];
+      }
+    }
+  }
 }
 
 // Calls `body(first, count)` for the rows, at most kMax at a time, `count` a compile-time constant.
@@ -270,10 +282,21 @@ void score_few(const Block& block, std::size_t dims, const float* q, std::size_t
                float* scores, Prefetcher& prefetcher) noexcept {
   for_few_rows<kMaxScoreTile>(rows, [&](std::size_t row, auto count) HWY_ATTR {
     constexpr std::size_t kKeys = keys_side_by_side<count()>();
+    const auto score = [&](std::size_t key, auto order) HWY_ATTR {
+      score_keys<Codec, count(), kKeys, order()>(block.k + key, dims, q + row * kLanes, q_stride,
+                                                 scores + row * kBlockKeys + key, prefetcher);
+    };
+    if constexpr (kFewOrder == KeyOrder::kInTurns && kKeys % kQuarters == 0) {
+      if (is_whole({block.first, block.last})) {
+        for (std::size_t key = 0; key < kQuarterKeys; key += kKeys / kQuarters) {
+          score(key, std::integral_constant<KeyOrder, KeyOrder::kInTurns>());
+        }
+        return;
+      }
+    }
     for (std::size_t key = static_cast<std::size_t>(block.first) / kKeys * kKeys;
          key < static_cast<std::size_t>(block.last); key += kKeys) {
-      score_keys<Codec, count(), kKeys>(block.k + key, dims, q + row * kLanes, q_stride,
-                                        scores + row * kBlockKeys + key, prefetcher);
+      score(key, std::integral_constant<KeyOrder, KeyOrder::kRising>());
     }
   });
 }
@@ -285,8 +308,8 @@ void weigh_few(const Block& block, Span keys, std::size_t dims, const float* wei
   for_few_rows<kMaxSumTile>(rows, [&](std::size_t row, auto count) HWY_ATTR {
     constexpr std::size_t kVectors = tile_vectors<count()>();
     const auto add = [&](auto vectors, std::size_t dim, auto load) HWY_ATTR {
-      value_tile<count(), vectors(), kFewStepKeys>(weights + row * kBlockKeys, keys, load, decay + row,
-                                                   out + row * out_stride + dim, out_stride, prefetcher);
+      value_tile<count(), vectors(), kFewStepKeys, kFewOrder>(weights + row * kBlockKeys, keys, load, decay + row,
+                                                              out + row * out_stride + dim, out_stride, prefetcher);
     };
     const auto load_parts = [&block](std::size_t dim) HWY_ATTR {
       return [v_rows = block.v, dim](std::size_t key, std::size_t v) HWY_ATTR {

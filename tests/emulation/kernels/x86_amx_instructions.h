@@ -42,6 +42,9 @@
 namespace pagedkv::kernels::amx {
 namespace {
 
+using __m256bh = __m256i;  // clang's own would be converted by functions that only its run-time library has
+using __m512bh = __m512i;
+
 // A vector of kBytes as elements of type T.
 template <class T, std::size_t kBytes = 64>
 struct Lanes {
