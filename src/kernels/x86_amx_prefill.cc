@@ -383,9 +383,11 @@ class PrefillTask {
   void weights_of_tiles(int index, SoftmaxState& state, int tile, int stop, const ScorePass& next) noexcept {
     if (!slot_is_scored_) score_alone(index, tile);
     const int step = step_tiles();
+    const LargeMaxima large(state, is_plain_ && kv_terms_ == 1);
     for (int t = tile; t < stop; t += step) {
       float* done = slot(slot_);
       const bool is_finished = finish_logits(index, done, t);
+      large.subtract_from(done, state.scale);
       ScorePass pass = t + step < stop ? score_of(index, t + step, t + 2 * step) : next;
       slot_ ^= 1;
       pass.scores = slot(slot_), pass.done_scores = done, pass.bend = is_finished ? nullptr : &bend_;
@@ -400,6 +402,7 @@ class PrefillTask {
         softmax_slot(state, done, pass.weights, pass.bend);
       }
     }
+    large.put_back(state);
     slot_is_scored_ = next.k.at != nullptr;
   }
 

@@ -39,6 +39,46 @@ namespace {
   }
 }
 
+/// Columns whose maximum is so large that its rounding would show: a plain softmax rounds score * scale - max once, so
+/// that even the highest score is off by half a unit of `max`, beyond 2^30 by all that an exponent holds. Their scores
+/// become differences before the softmax, with the two roundings of the maximum itself. All other columns keep every
+/// bit.
+class LargeMaxima {
+ public:
+  /// Sets the large maxima of the state to 0, if the softmax multiplies and subtracts in one rounding.
+  LargeMaxima(SoftmaxState& state, bool is_fused) noexcept {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    for (int c = 0; c < kColumnTiles; ++c) {
+      max_[c] = state.max[c];
+      const __m512 size = _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(max_[c]), magnitude));
+      columns_[c] = is_fused ? _mm512_cmp_ps_mask(size, _mm512_set1_ps(0x1p24F), _CMP_GT_OQ) : __mmask16{0};
+      state.max[c] = _mm512_mask_mov_ps(max_[c], columns_[c], _mm512_setzero_ps());
+    }
+  }
+  void put_back(SoftmaxState& state) const noexcept {
+    for (int c = 0; c < kColumnTiles; ++c) state.max[c] = max_[c];
+  }
+
+  /// Scores [4][16 tokens][16 columns] of a tile, in place.
+  PAGEDKV_AMX_INLINE void subtract_from(float* scores, __m512 scale) const noexcept {
+    if ((columns_[0] | columns_[1] | columns_[2] | columns_[3]) != 0) [[unlikely]]
+      subtract(scores, scale);
+  }
+
+ private:
+  __attribute__((noinline)) void subtract(float* scores, __m512 scale) const noexcept {
+    for (int i = 0; i < kColumnTiles * kTileRows; ++i, scores += 16) {
+      __m512 logit = _mm512_mul_ps(_mm512_load_ps(scores), scale);
+      keep_rounded(logit);
+      const __m512 difference = _mm512_div_ps(_mm512_sub_ps(logit, max_[i / kTileRows]), scale);
+      _mm512_mask_storeu_ps(scores, columns_[i / kTileRows], difference);
+    }
+  }
+
+  __m512 max_[kColumnTiles];
+  __mmask16 columns_[kColumnTiles];
+};
+
 /// 2^(bound - token), the exponent clamped to 0..16, for 16 columns.
 PAGEDKV_AMX_INLINE __m512i power_of_bound(const std::int32_t* bounds, std::int32_t token) noexcept {
   const __m512i index = _mm512_sub_epi32(_mm512_load_si512(bounds), _mm512_set1_epi32(token));

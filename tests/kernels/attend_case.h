@@ -32,6 +32,7 @@ struct AttendShape {
   bool causal = true;
   std::int32_t window_left = -1;
   float soft_cap = 0, query_scale = 1;
+  float third_row_scale = 1;  ///< Of each third query row, besides.
   bool alibi = false, sinks = false;
   MaskKind mask = MaskKind::kNone;
   bool mask_a_head = false;
@@ -53,7 +54,8 @@ class AttendCase {
     const std::size_t heads = num_q_heads();
     q_.resize(rows * heads * shape.head_dim * size_of(shape.q_dtype));
     for (std::size_t i = 0; i < rows * heads * shape.head_dim; ++i) {
-      store_element(q_, i, shape.q_dtype, normal() * shape.query_scale);
+      const bool is_third = i / (heads * shape.head_dim) % 3 == 2;
+      store_element(q_, i, shape.q_dtype, normal() * shape.query_scale * (is_third ? shape.third_row_scale : 1));
     }
     for (std::size_t h = 0; h < heads; ++h) {
       slopes_.push_back(std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(heads)));

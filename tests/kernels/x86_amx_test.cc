@@ -19,7 +19,7 @@ std::string describe(const AttendShape& s) {
          " alibi " + std::to_string(s.alibi) + " sinks " + std::to_string(s.sinks) + " mask " +
          std::to_string(static_cast<int>(s.mask)) + " nhd " + std::to_string(s.interleaved_heads) + " q " +
          to_string(s.q_dtype) + " kv " + to_string(s.kv_dtype) + " out " + to_string(s.out_dtype) + " scale " +
-         std::to_string(s.query_scale);
+         std::to_string(s.query_scale) + " " + std::to_string(s.third_row_scale);
 }
 
 // Weights are rounded to bf16 before they meet V ~ N(0, 1), each by at most 2^-8 of itself: so the error of an output
@@ -264,6 +264,17 @@ TEST_F(AmxKernel, PrefillMatchesOracleForEveryVariant) {
   }
 }
 
+TEST_F(AmxKernel, PrefillMatchesOracleAtLogitsOfAnySize) {
+  for (const float scale : {1e5F, 1e7F, 1e9F, 1e12F, 1e20F, 1e30F}) {
+    for (const std::uint32_t group : {1U, 4U}) {
+      AttendShape shape{.group = group, .num_rows = 70, .kv_len = 700, .query_scale = scale};
+      check(shape);
+      shape.causal = false, shape.first_pos = 0, shape.window_left = 300, shape.sinks = true;
+      check(shape);
+    }
+  }
+}
+
 TEST_F(AmxKernel, PrefillTakesQueriesAndOutputsOfEveryFormat) {
   for (const DType q : {DType::f32, DType::f16, DType::bf16}) {
     for (const DType out : {DType::f32, DType::f16, DType::bf16}) {
@@ -301,7 +312,7 @@ void expect_rows_alone_as_together(const AttendShape& shape, const AttendKernel&
 
 TEST_F(AmxKernel, PrefillRowDoesNotDependOnItsNeighbours) {
   const AttendShape plain{.num_rows = 100, .kv_len = 700, .sinks = true};
-  std::vector<AttendShape> variants(8, plain);
+  std::vector<AttendShape> variants(9, plain);
   variants[1].soft_cap = 5;
   variants[2].alibi = true;
   variants[3].soft_cap = 5, variants[3].alibi = true, variants[3].mask = MaskKind::kBool;
@@ -309,6 +320,7 @@ TEST_F(AmxKernel, PrefillRowDoesNotDependOnItsNeighbours) {
   variants[5].kv_dtype = DType::f16;
   variants[6].kv_dtype = variants[7].kv_dtype = DType::f16, variants[6].f16_as_bf16 = variants[7].f16_as_bf16 = true;
   variants[7].soft_cap = 5;
+  variants[8].third_row_scale = 1e12F;
   for (AttendShape shape : variants) {
     for (const std::uint32_t group : {1U, 4U, 7U}) {
       for (const float scale : {1.f, 30.f}) {
