@@ -13,7 +13,8 @@ namespace pagedkv::cpu {
 /// Threads: any.
 [[nodiscard]] bool amx_usable() noexcept;
 
-/// The target whose generic kernels compute what AMX has no kernel for.
+/// The target whose generic kernels compute what AMX has no kernel for: AVX-512. A function because tests/emulation
+/// answers otherwise.
 [[nodiscard]] Target beside_amx() noexcept;
 
 }  // namespace pagedkv::cpu

@@ -206,7 +206,7 @@ HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const
   }
   const std::byte* row[kKeys];
   PAGEDKV_UNROLL
-  for (std::size_t i = 0; i < kKeys; ++i) row[i] = rows[key_behind<kOrder>(i)];
+  for (std::size_t i = 0; i < kKeys; ++i) row[i] = rows[key_offset<kOrder>(i)];
   const auto add = [&](auto load) HWY_ATTR {
     VecF32 k[kKeys];
     PAGEDKV_UNROLL
@@ -243,7 +243,7 @@ HWY_INLINE void score_keys(const std::byte* const* rows, std::size_t dims, const
     for (std::size_t r = 0; r < kRows; ++r) {
       PAGEDKV_UNROLL
       for (std::size_t i = 0; i < kKeys; ++i) {
-        scores[r * kBlockKeys + key_behind<kOrder>(i)] = found[r * kBlockKeys + i];
+        scores[r * kBlockKeys + key_offset<kOrder>(i)] = found[r * kBlockKeys + i];
       }
     }
   }

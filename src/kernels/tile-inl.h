@@ -65,13 +65,13 @@ constexpr std::size_t kMaxSumTile = kLanes == 16 ? kFewRows : kMaxScoreTile;
 // four streams side by side. Tasks of a few rows, which read rows where they are stored; a quarter is a page of 16.
 constexpr std::size_t kQuarters = 4, kQuarterKeys = static_cast<std::size_t>(kBlockKeys) / kQuarters;
 enum class KeyOrder { kRising, kInTurns };
-// Measured with AVX2 on a Zen 3 class EPYC: one stream of pages of 4 KiB is read at 0.46 of the rate of contiguous
-// memory, four side by side at 0.87 (docs/KERNELS.md).
+// Measured with AVX2 on a Zen 3 class EPYC: pages of 4 KiB one by one are read at 0.71 of the rate of contiguous
+// memory, four side by side at 0.86, first lines prefetched (docs/KERNELS.md).
 constexpr KeyOrder kFewOrder = HWY_TARGET == HWY_AVX2 ? KeyOrder::kInTurns : KeyOrder::kRising;
 
-// Key i of those behind the first, in that order.
+// How far behind the first key the i-th one is, in that order.
 template <KeyOrder kOrder>
-constexpr std::size_t key_behind(std::size_t i) {
+constexpr std::size_t key_offset(std::size_t i) {
   return kOrder == KeyOrder::kRising ? i : i % kQuarters * kQuarterKeys + i / kQuarters;
 }
 
@@ -162,14 +162,16 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, Load lo
     }
   };
   std::size_t key = static_cast<std::size_t>(keys.first);
-  if (kOrder == KeyOrder::kInTurns && is_whole(keys)) {
-    static_assert(kOrder == KeyOrder::kRising || kKeys == kQuarters);
-    for (std::size_t i = 0; i < kQuarterKeys; ++i) {
-      prefetcher.step();
-      PAGEDKV_UNROLL
-      for (std::size_t quarter = 0; quarter < kQuarters; ++quarter) add(quarter * kQuarterKeys + i);
+  if constexpr (kOrder == KeyOrder::kInTurns) {
+    static_assert(kKeys == kQuarters);
+    if (is_whole(keys)) {
+      for (std::size_t i = 0; i < kQuarterKeys; ++i) {
+        prefetcher.step();
+        PAGEDKV_UNROLL
+        for (std::size_t quarter = 0; quarter < kQuarters; ++quarter) add(key_offset<kOrder>(quarter) + i);
+      }
+      key = static_cast<std::size_t>(keys.last);
     }
-    key = static_cast<std::size_t>(keys.last);
   }
   for (; key + kKeys <= static_cast<std::size_t>(keys.last); key += kKeys) {
     prefetcher.step();

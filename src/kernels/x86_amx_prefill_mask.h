@@ -39,10 +39,11 @@ namespace {
   }
 }
 
-/// Columns whose maximum is so large that its rounding would show: a plain softmax rounds score * scale - max once, so
-/// that even the highest score is off by half a unit of `max`, beyond 2^30 by all that an exponent holds. Their scores
-/// become differences before the softmax, with the two roundings of the maximum itself. All other columns keep every
-/// bit.
+/// Columns whose maximum is so large that its rounding would show. The maximum is a rounded product; a plain softmax
+/// computes score * scale - max in one operation and sees that rounding, up to half a unit of `max`: above 2^24 it is 1
+/// or more, from 2^30 on enough to overflow or to lose every weight. In these columns the logit is rounded as the
+/// maximum was and the difference goes back to the scale of scores, for a softmax that subtracts 0. All other columns
+/// keep every bit.
 class LargeMaxima {
  public:
   /// Sets the large maxima of the state to 0, if the softmax multiplies and subtracts in one rounding.

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <utility>
 
 namespace pagedkv::emulation {
 namespace {
@@ -34,8 +35,10 @@ const Tiles::Tile& Tiles::configured(int tile) const noexcept {
 void Tiles::configure(const void* config) noexcept {
   std::uint8_t bytes[64];
   std::memcpy(bytes, config, sizeof(bytes));
-  trap_unless(bytes[0] == 1 && bytes[1] == 0);  // palette 1, from the first row
-  for (int i = 2; i < 16; ++i) trap_unless(bytes[i] == 0);
+  trap_unless(bytes[0] == 1 && bytes[1] == 0);                               // palette 1, from the first row
+  for (const auto& [first, last] : {std::pair{2, 16}, {32, 48}, {56, 64}}) {  // reserved, and tiles beyond the eighth
+    for (int i = first; i < last; ++i) trap_unless(bytes[i] == 0);
+  }
   *this = Tiles{};
   for (int i = 0; i < 8; ++i) {
     std::uint16_t row_bytes;
@@ -69,7 +72,8 @@ void Tiles::zero(int tile) noexcept {
 void Tiles::dot_bf16(int acc, int a, int b) noexcept {
   Tile &to = configured(acc), &x = configured(a), &y = configured(b);
   trap_unless(acc != a && acc != b && a != b);
-  trap_unless(to.rows == x.rows && to.row_bytes == y.row_bytes && x.row_bytes % 4 == 0 && x.row_bytes / 4 == y.rows);
+  trap_unless(to.rows == x.rows && to.row_bytes == y.row_bytes && x.row_bytes / 4 == y.rows);
+  trap_unless(to.row_bytes % 4 == 0 && x.row_bytes % 4 == 0);
   const unsigned mode = _mm_getcsr();
   _mm_setcsr(kRoundToNearestFlushingDenormals);
   alignas(64) float b_wide[2][16][16] = {};  // [parity][pair][column]
@@ -85,7 +89,7 @@ void Tiles::dot_bf16(int acc, int a, int b) noexcept {
         sum = _mm256_fmadd_ps(factor, _mm256_load_ps(&b_wide[i % 2][i / 2][8 * half]), sum);
       }
     }
-    for (int half = 0; half < 2; ++half) {  // columns past the last are zeros, and stay so
+    for (int half = 0; half < 2; ++half) {  // columns past the last are never read
       auto* const at = reinterpret_cast<float*>(to.bytes[row] + 32 * half);
       _mm256_store_ps(at, _mm256_add_ps(_mm256_load_ps(at), _mm256_add_ps(sums[0][half], sums[1][half])));
     }

@@ -397,10 +397,10 @@ inline __m512 _mm512_scalef_ps(__m512 a, __m512 b) noexcept {
     return static_cast<float>(std::ldexp(static_cast<double>(x), static_cast<int>(clamped)));
   });
 }
-// 1 / x to 14 bits: the largest error that hardware may have, nearly.
+// 1 / x cut to 14 bits: the largest error that hardware may have, nearly.
 inline __m512 _mm512_rcp14_ps(__m512 x) noexcept {
   const F32 exact(_mm512_div_ps(_mm512_set1_ps(1.f), x));
-  const __m512 cut = _mm512_castsi512_ps(_mm512_castps_si512(exact) & _mm512_set1_epi32(~0x3ff));
+  const __m512 cut = _mm512_castsi512_ps(_mm512_castps_si512(exact) & _mm512_set1_epi32(~0x1ff));
   return each<F32>([&](int i) { return std::isfinite(exact.at[i]) ? cut[i] : exact.at[i]; });
 }
 
