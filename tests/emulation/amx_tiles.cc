@@ -35,7 +35,7 @@ const Tiles::Tile& Tiles::configured(int tile) const noexcept {
 void Tiles::configure(const void* config) noexcept {
   std::uint8_t bytes[64];
   std::memcpy(bytes, config, sizeof(bytes));
-  trap_unless(bytes[0] == 1 && bytes[1] == 0);                               // palette 1, from the first row
+  trap_unless(bytes[0] == 1 && bytes[1] == 0);                                // palette 1, from the first row
   for (const auto& [first, last] : {std::pair{2, 16}, {32, 48}, {56, 64}}) {  // reserved, and tiles beyond the eighth
     for (int i = first; i < last; ++i) trap_unless(bytes[i] == 0);
   }
