@@ -82,6 +82,10 @@ class HttpTest : public ::testing::Test {
     }
     ADD_FAILURE() << "did not happen within 30 s";
   }
+  // A client has its answer before the engine ends the step that made it, and the metrics are those of ended steps.
+  void everything_is_given_back() {
+    eventually([&] { return metric("pagedkv_pages_used") == 0 && metric("pagedkv_requests_open") == 0; });
+  }
 
   /// A raw connection that sends `text` and then whatever the test wants.
   [[nodiscard]] int connect_and_send(const std::string& text) const {
@@ -274,7 +278,7 @@ TEST_F(HttpTest, VanishedClientsFreeTheirPages) {
     eventually([&] { return metric("pagedkv_pages_used") > 0; });
     ::close(gone);
     eventually([&] { return metric("pagedkv_disconnects_total") == before + 1; });
-    eventually([&] { return metric("pagedkv_pages_used") == 0 && metric("pagedkv_requests_open") == 0; });
+    everything_is_given_back();
   }
 }
 
@@ -286,8 +290,7 @@ TEST_F(HttpTest, AnswerThatFailsMidwayHasTheStatusOfAnError) {
   const auto streamed =
       client().Post("/v1/completions", Json{{"model", "tiny"}, {"prompt", "a"}, {"stream", true}}.dump(), kJson);
   EXPECT_THAT(streamed->body, HasSubstr("data: {\"error\":{"));
-  EXPECT_EQ(metric("pagedkv_pages_used"), 0);
-  EXPECT_EQ(metric("pagedkv_requests_open"), 0);
+  everything_is_given_back();
 }
 
 TEST_F(HttpTest, ShutdownTellsThoseWhomItCannotWaitFor) {
@@ -329,7 +332,7 @@ TEST_F(HttpTest, ReaderThatTakesNothingIsLetGo) {
                      {"max_tokens", 7000}, {"ignore_eos", true}, {"stream", true}};
   const int deaf = connect_and_send(raw_post(body.dump()));
   eventually([&] { return metric("pagedkv_disconnects_total") == 1; });
-  eventually([&] { return metric("pagedkv_pages_used") == 0 && metric("pagedkv_requests_open") == 0; });
+  everything_is_given_back();
   ::close(deaf);
   complete({{"prompt", "a"}});
 }
@@ -390,7 +393,7 @@ TEST_F(HttpTest, ManyStreamsAtOnceAllEnd) {
   }
   for (std::thread& thread : clients) thread.join();
   EXPECT_EQ(done, 150);
-  EXPECT_EQ(metric("pagedkv_pages_used"), 0);
+  everything_is_given_back();
 }
 
 TEST(TextAssembler, HoldsBackWhatMayBecomeAStopString) {
