@@ -19,6 +19,7 @@ import numpy as np
 import pagedkv
 from shapes import Problem, Shape
 
+OS_PAGE_BYTES = 4096
 DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "bytes": np.uint8}
 
 
@@ -31,10 +32,10 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def aligned_empty(extents: tuple[int, ...], dtype: str) -> np.ndarray:
-    """At a multiple of 64 bytes, as vector loads like it; NumPy's own arrays are at one of 16. Large ones in huge pages."""
+    """At the begin of an OS page, as pools lie; NumPy's own arrays are at a multiple of 16 bytes. Large ones in huge pages."""
     size = math.prod(extents) * np.dtype(DTYPES[dtype]).itemsize
-    memory = np.empty(size + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
+    memory = np.empty(size + OS_PAGE_BYTES, np.uint8)
+    begin = -memory.ctypes.data % OS_PAGE_BYTES
     return memory[begin:begin + size].view(DTYPES[dtype]).reshape(extents)
 
 

@@ -18,7 +18,9 @@ inline constexpr std::ptrdiff_t kOsPageBytes = 4096;
 /// Rows that will be read soon, cut where an OS page ends. Plain data; adds what fits, since all of it is a hint.
 class RowsAhead {
  public:
-  /// Bytes of one OS page, in whole lines.
+  /// Bytes of one OS page, in whole lines, and perhaps a sliver of its neighbours: in pools that an allocator put at an
+  /// odd address each page has a few lines in the next OS page, which by themselves would take the turns of a whole
+  /// one.
   struct Piece {
     const std::byte* begin;
     const std::byte* end;
@@ -33,10 +35,13 @@ class RowsAhead {
   void add(const std::byte* row, std::int64_t bytes) noexcept {
     const std::byte* const end = row + bytes;
     for (const std::byte* begin = row - misalignment(row, kLineBytes); begin < end;) {
-      const std::byte* const page_end = begin - misalignment(begin, kOsPageBytes) + kOsPageBytes;
-      const std::byte* const stop = std::min(end, page_end);
-      if (num_pieces_ > 0 && pieces_[num_pieces_ - 1].end == begin && misalignment(begin, kOsPageBytes) != 0) {
-        pieces_[num_pieces_ - 1].end = stop;
+      Piece& last = pieces_[num_pieces_ > 0 ? num_pieces_ - 1 : 0];
+      const bool follows = num_pieces_ > 0 && last.end == begin && os_page(last.begin) == os_page(begin);
+      const std::byte* stop = begin - misalignment(begin, kOsPageBytes) + kOsPageBytes;
+      if (stop - begin < kSliverBytes && !follows) stop += kOsPageBytes;
+      if (end - stop < kSliverBytes) stop = end;
+      if (follows) {
+        last.end = stop;
       } else if (num_pieces_ < kMaxPieces) {
         pieces_[num_pieces_++] = {begin, stop};
       }
@@ -50,6 +55,11 @@ class RowsAhead {
   const Piece* end() const noexcept { return pieces_ + num_pieces_; }
 
  private:
+  static constexpr std::ptrdiff_t kSliverBytes = 256;
+
+  static std::uintptr_t os_page(const std::byte* at) noexcept {
+    return reinterpret_cast<std::uintptr_t>(at) / std::uintptr_t{kOsPageBytes};
+  }
   static std::ptrdiff_t misalignment(const std::byte* at, std::ptrdiff_t alignment) noexcept {
     return static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(at) % static_cast<std::uintptr_t>(alignment));
   }
