@@ -1,8 +1,8 @@
 // The generic attention kernel: one task over blocks of 64 keys with an online softmax. Compiled once a target.
 //
 // Layer: kernels. Shape of the work: q [rows * group][head_dim] f32 (already scaled); for each block, K gives scores
-// [rows * group][64], the softmax turns them into weights, V gives the output. K and V are read as slabs of 64 dims in
-// f32 or, by a few rows, as they are stored.
+// [rows * group][64], the softmax turns them into weights, V gives the output. K and V are read as slabs of some
+// dims in f32 or, by a few rows, as they are stored.
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -430,14 +430,14 @@ class Attention {
   const AttendTask& task_;
   const Layout layout_;
   const StoredRows stored_;
-  float* q_;        // [dims / 64][rows * group][64]; of a few rows [vectors][rows * group][kLanes] or
+  float* q_;        // [slabs][rows * group][kSlabDims]; of a few rows [vectors][rows * group][kLanes] or
                     // [head_dim / 4][quads][kLanes]
   float* out_;      // [rows * group][layout_.out_stride]
   float* scores_;   // [rows * group][kBlockKeys]
   float* largest_;  // [rows * group] largest logit so far
   float* sum_;      // [rows * group] sum of e^(logit - largest)
   float* decay_;    // [rows * group] what the step at hand multiplies earlier sums by
-  float* slab_;     // [64][64], of K or of V, or [8][layout_.q_stride] of K
+  float* slab_;     // [64][kSlabDims] of V, transposed of K, or [8][layout_.q_stride] of K
   float* zeros_;    // [layout_.out_stride], a row of V in any format
   const std::byte* exceptions_[kBlockKeys];  // rows of V that were set aside
   Prefetcher prefetcher_;

@@ -14,7 +14,6 @@
 namespace pagedkv::kernels {
 
 inline constexpr std::int64_t kBlockKeys = 64;  // keys of a block
-inline constexpr std::size_t kSlabDims = 64;    // elements of a row that are converted and computed at a time
 
 /// Calls `use(index, k_row, v_row, count)` for the rows of keys [first, last) of a task's block at `begin`, page by
 /// page.

@@ -61,6 +61,10 @@ constexpr std::size_t kMinQuadRows = kLanes == 16 ? 7 : kFewRows + 1;
 constexpr std::size_t kMaxScoreTile = kLanes == 16 ? kMinQuadRows - 1 : kManyRegisters ? 8 : 6;
 constexpr std::size_t kMaxSumTile = kLanes == 16 ? kFewRows : kMaxScoreTile;
 
+// Elements of a row that many query rows convert and compute at a time. Scores over more elements go through memory in
+// between; a slab of 128 takes all of an L1 cache of 32 KiB, yet is 1.02 to 1.04 times as fast on a Zen 3 class EPYC.
+constexpr std::size_t kSlabDims = HWY_TARGET == HWY_AVX2 ? 128 : 64;
+
 // The keys of a whole block in turns: one (or a few) of each quarter, then the next ones, so that K or V is read as
 // four streams side by side. Tasks of a few rows, which read rows where they are stored; a quarter is a page of 16.
 constexpr std::size_t kQuarters = 4, kQuarterKeys = static_cast<std::size_t>(kBlockKeys) / kQuarters;
