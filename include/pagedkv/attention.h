@@ -100,6 +100,7 @@ struct AttentionBatch {
 
 /// One layer's pages, as they lie. Strides in bytes, multiples of the element size; elements of a row are contiguous.
 /// Row (page p, kv head h, token t) of K begins at k + p * k_page_stride + h * k_head_stride + t * k_token_stride.
+/// Fastest where k is at an OS page and a head's tokens of a page lie side by side (docs/KERNELS.md).
 struct KvView {
   const void* k = nullptr;
   const void* v = nullptr;
