@@ -14,6 +14,7 @@
 #include "hwy/highway.h"
 #include "kernels/attend.h"
 #include "kernels/block.h"
+#include "kernels/softmax-inl.h"
 #include "kernels/stored-inl.h"
 #include "kernels/tile-inl.h"
 
@@ -27,8 +28,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace pagedkv::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 /// One task at work: its scratch, cut into arrays, and the steps over a block.
 class Attention {
@@ -80,7 +79,7 @@ class Attention {
     static constexpr std::size_t kAligned = 16;
     Layout(const AttendParams& params, std::int32_t num_rows) {
       heads = static_cast<std::size_t>(num_rows) * params.group;
-      rows = round_up(heads, kAligned);
+      rows = round_up(heads + kSoftmaxRows - 1, kAligned);
       out_stride = round_up(params.v_head_dim, kAligned);
       q_stride = round_up(params.head_dim, kAligned);
       const std::size_t whole_quads = round_up(heads, kQuad);
@@ -114,8 +113,8 @@ class Attention {
       }
     }
     std::fill_n(out_, layout_.out_floats, 0.0F);
-    std::fill_n(largest_, layout_.heads, kMinusInfinity);
-    std::fill_n(sum_, layout_.heads, 0.0F);
+    std::fill_n(largest_, layout_.rows, kMinusInfinity);
+    std::fill_n(sum_, 2 * layout_.rows, 0.0F);  // and decay_
     std::fill_n(zeros_, layout_.out_stride, 0.0F);
   }
 
@@ -164,12 +163,12 @@ class Attention {
   void compute(Block& block, Rows rows) {
     const std::size_t begin = heads_before(rows.begin), end = heads_before(rows.end);
     score(block, prefetcher_, begin, end);
-    for (std::int32_t row = rows.begin; row < rows.end; ++row) {
-      const Span keys = visible(block, row);
-      for (std::uint32_t g = 0; g < params_.group; ++g) {
-        shape_scores(block, row, g, keys);
-        weigh(heads_before(row) + g, keys);
-      }
+    for (std::size_t at = begin; at < end;) {
+      const Span keys = visible(block, row_of(at));
+      const std::size_t count = same_keys(block, keys, at, std::min(kSoftmaxRows, end - at));
+      for (std::size_t i = at; i < at + count; ++i) shape_scores(block, i, keys);
+      with_rows<kSoftmaxRows>(count, [&](auto rows_at_once) HWY_ATTR { weigh<rows_at_once()>(at, keys); });
+      at += count;
     }
     const std::uint64_t exceptions = params_.mask_kind != MaskKind::kNone ? set_exceptions_aside(block) : 0;
     accumulate(block, prefetcher_, begin, end);
@@ -305,8 +304,12 @@ class Attention {
   }
 
   // Soft cap, ALiBi and mask on the visible scores of one row and head, in this order.
-  void shape_scores(const Block& block, std::int32_t row, std::uint32_t g, Span keys) {
-    float* const scores = scores_ + (heads_before(row) + g) * kBlockKeys;
+  void shape_scores(const Block& block, std::size_t at, Span keys) {
+    const bool has_mask = params_.mask_kind != MaskKind::kNone;
+    if (params_.logits_soft_cap <= 0 && params_.alibi_slopes == nullptr && !has_mask) return;
+    float* const scores = scores_ + at * kBlockKeys;
+    const std::int32_t row = row_of(at);
+    const std::size_t g = at % params_.group;
     if (params_.logits_soft_cap > 0) cap_scores(scores, keys);
     if (params_.alibi_slopes != nullptr) {
       const float slope = params_.alibi_slopes[first_head() + g];
@@ -315,9 +318,10 @@ class Attention {
         scores[key] += slope * static_cast<float>(first + key);
       }
     }
-    if (params_.mask_kind != MaskKind::kNone) {
-      mask_scores(scores, keys,
-                  task_.mask_offset + row * task_.mask_row_stride + g * task_.mask_head_stride + block.begin);
+    if (has_mask) {
+      const std::int64_t of_row = row * task_.mask_row_stride,
+                         of_head = static_cast<std::int64_t>(g) * task_.mask_head_stride;
+      mask_scores(scores, keys, task_.mask_offset + of_row + of_head + block.begin);
     }
   }
 
@@ -348,34 +352,20 @@ class Attention {
     }
   }
 
-  // One step of the online softmax: scores of one row become weights e^(score - largest), in place.
+  // One step of the online softmax for rows that see the same keys: scores become weights, in place.
+  template <std::size_t kRows>
   void weigh(std::size_t at, Span keys) {
     float* const scores = scores_ + at * kBlockKeys;
-    if (keys.last - keys.first == kBlockKeys) return weigh_vectors(at, scores, std::size_t{kBlockKeys} / kLanes);
+    const SoftmaxRows state = {largest_ + at, sum_ + at, decay_ + at};
+    if (is_whole(keys)) return weigh_rows<kRows>(scores, std::size_t{kBlockKeys} / kLanes, state);
     constexpr auto lanes = static_cast<std::int64_t>(kLanes);
     const std::int64_t first = keys.first / lanes * lanes, last = (keys.last + lanes - 1) / lanes * lanes;
-    std::fill(scores + first, scores + keys.first, kMinusInfinity);
-    std::fill(scores + keys.last, scores + last, kMinusInfinity);
-    weigh_vectors(at, scores + first, static_cast<std::size_t>(last - first) / kLanes);
-  }
-
-  // The same for scores [num_vectors][kLanes]; inlined, so that the number of a whole block is a constant.
-  HWY_INLINE void weigh_vectors(std::size_t at, float* HWY_RESTRICT scores, std::size_t num_vectors) {
-    const F32 d;
-    VecF32 top = hn::LoadU(d, scores);
-    for (std::size_t v = 1; v < num_vectors; ++v) top = hn::Max(top, hn::LoadU(d, scores + v * kLanes));
-    const float before = largest_[at];
-    const float largest = std::max(before, hn::GetLane(hn::MaxOfLanes(d, top)));
-    const float shift = largest == kMinusInfinity ? 0.0F : largest;  // nothing visible yet: weights are 0, not NaN
-    VecF32 sum = hn::Zero(d);
-    for (std::size_t v = 0; v < num_vectors; ++v) {
-      const VecF32 weight = exp_not_positive(hn::Sub(hn::LoadU(d, scores + v * kLanes), hn::Set(d, shift)));
-      sum = hn::Add(sum, weight);
-      hn::StoreU(weight, d, scores + v * kLanes);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      float* const row = scores + r * kBlockKeys;
+      std::fill(row + first, row + keys.first, kMinusInfinity);
+      std::fill(row + keys.last, row + last, kMinusInfinity);
     }
-    decay_[at] = before == largest ? 1.0F : std::exp(before - shift);
-    largest_[at] = largest;
-    sum_[at] = sum_[at] * decay_[at] + hn::GetLane(hn::SumOfLanes(d, sum));
+    weigh_rows<kRows>(scores + first, static_cast<std::size_t>(last - first) / kLanes, state);
   }
 
   // Sinks, normalisation and the way out.

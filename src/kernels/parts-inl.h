@@ -1,5 +1,4 @@
-// Rows as they are stored, read in parts, and sums of lanes: what kernels for a few query rows share. Compiled once a
-// target and format.
+// Rows as they are stored, read in parts: what kernels for a few query rows share. Compiled once a target and format.
 //
 // Layer: kernels. A part is one of two vectors that hold 2 * kLanes elements of a row: for bf16 the even and the odd
 // ones.
@@ -22,9 +21,7 @@ HWY_BEFORE_NAMESPACE();
 namespace pagedkv::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using format::HWY_NAMESPACE::F32;
-using format::HWY_NAMESPACE::U32;
 using format::HWY_NAMESPACE::VecF32;
-using format::HWY_NAMESPACE::VecU32;
 
 // Part kPart of the 2 * kLanes elements of a row from `dim` on.
 template <class Codec, int kPart>
@@ -92,41 +89,6 @@ void from_parts(float* row, std::size_t dims) noexcept {
     exchange_halves_of_blocks(row, dims);
   }
 }
-
-#if HWY_TARGET != HWY_SCALAR
-HWY_INLINE VecU32 interleave_low(VecU32 a, VecU32 b) {
-  const hn::Repartition<std::uint64_t, U32> d64;
-  return hn::BitCast(U32(), hn::InterleaveLower(hn::BitCast(d64, a), hn::BitCast(d64, b)));
-}
-HWY_INLINE VecU32 interleave_high(VecU32 a, VecU32 b) {
-  const hn::Repartition<std::uint64_t, U32> d64;
-  return hn::BitCast(U32(), hn::InterleaveUpper(d64, hn::BitCast(d64, a), hn::BitCast(d64, b)));
-}
-
-using Quad = hn::Full128<float>;
-
-HWY_INLINE hn::Vec<Quad> add_blocks(hn::Vec<Quad> sums) { return sums; }
-template <class V>
-HWY_INLINE hn::Vec<Quad> add_blocks(V sums) {
-  const hn::Half<hn::DFromV<V>> d_half;
-  return add_blocks(hn::Add(hn::LowerHalf(d_half, sums), hn::UpperHalf(d_half, sums)));
-}
-
-// Sums within the 128-bit blocks of four vectors: lane i of a block is the sum of this block of vector i.
-HWY_INLINE VecF32 sums_of_blocks(VecF32 a, VecF32 b, VecF32 c, VecF32 d) {
-  const F32 f32;
-  const auto fold = [&](VecF32 x, VecF32 y) HWY_ATTR {
-    return hn::BitCast(U32(), hn::Add(hn::InterleaveLower(f32, x, y), hn::InterleaveUpper(f32, x, y)));
-  };
-  const VecU32 ab = fold(a, b), cd = fold(c, d);
-  return hn::Add(hn::BitCast(f32, interleave_low(ab, cd)), hn::BitCast(f32, interleave_high(ab, cd)));
-}
-
-// The sums of the lanes of four vectors.
-HWY_INLINE hn::Vec<Quad> sums_of_lanes(VecF32 a, VecF32 b, VecF32 c, VecF32 d) {
-  return add_blocks(sums_of_blocks(a, b, c, d));
-}
-#endif
 
 }  // namespace pagedkv::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

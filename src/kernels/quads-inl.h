@@ -5,6 +5,7 @@
 // 4 whole vectors take 13. The price is that every element of K is f32 in memory first.
 #include "hwy/highway.h"
 #include "kernels/block.h"
+#include "kernels/lanes-inl.h"
 #include "kernels/parts-inl.h"
 #include "kernels/tile-inl.h"
 
@@ -95,7 +96,7 @@ HWY_INLINE void score_quads(const float* const* keys, std::size_t dims, const fl
   for (std::size_t r = 0; r < kQuads; ++r) {
     PAGEDKV_UNROLL
     for (std::size_t i = 0; i < kKeys; i += 4) {
-      const VecF32 sums = sums_of_blocks(sum[r][i], sum[r][i + 1], sum[r][i + 2], sum[r][i + 3]);
+      const VecF32 sums = fold_blocks(sum[r][i], sum[r][i + 1], sum[r][i + 2], sum[r][i + 3], Add());
       float* const to = scores + r * kQuad * kBlockKeys + i;
       const auto low = hn::LowerHalf(d_half, sums), high = hn::UpperHalf(d_half, sums);
       hn::StoreU(hn::LowerHalf(Quad(), low), Quad(), to);

@@ -9,6 +9,7 @@
 #include "format/convert.h"
 #include "hwy/highway.h"
 #include "kernels/block.h"
+#include "kernels/lanes-inl.h"
 #include "kernels/parts-inl.h"
 #include "kernels/quads-inl.h"
 #include "kernels/tile-inl.h"
@@ -154,7 +155,7 @@ HWY_INLINE void store_scores(const VecF32 (&sum)[kRows][kKeys], float* HWY_RESTR
     PAGEDKV_UNROLL
     for (std::size_t r = 0; r < kRows; r += 2) {
       const std::size_t other = r + 1 < kRows ? r + 1 : r;
-      const auto sums = sums_of_lanes(sum[r][0], sum[r][1], sum[other][0], sum[other][1]);
+      const auto sums = fold_lanes(sum[r][0], sum[r][1], sum[other][0], sum[other][1], Add());
       const hn::Half<Quad> pair;
       hn::StoreU(hn::LowerHalf(pair, sums), pair, scores + r * kBlockKeys);
       hn::StoreU(hn::UpperHalf(pair, sums), pair, scores + other * kBlockKeys);
@@ -164,7 +165,7 @@ HWY_INLINE void store_scores(const VecF32 (&sum)[kRows][kKeys], float* HWY_RESTR
     for (std::size_t r = 0; r < kRows; ++r) {
       PAGEDKV_UNROLL
       for (std::size_t i = 0; i < kKeys; i += 4) {
-        const auto sums = sums_of_lanes(sum[r][i], sum[r][i + 1], sum[r][i + 2], sum[r][i + 3]);
+        const auto sums = fold_lanes(sum[r][i], sum[r][i + 1], sum[r][i + 2], sum[r][i + 3], Add());
         hn::StoreU(sums, Quad(), scores + r * kBlockKeys + i);
       }
     }

@@ -1,4 +1,4 @@
-// Register-blocked products of query rows with one block of keys, and the softmax between them. Compiled once a target.
+// Register-blocked products of query rows with one block of keys. Compiled once a target.
 //
 // Layer: kernels. Every sum runs in one fixed order (a score over dims 0, 1, 2, ...; a weighted sum over keys of the
 // block, rising or, in tasks of a few rows, in turns), whatever rows share a tile: results do not depend on tiling.
@@ -243,43 +243,6 @@ HWY_INLINE void with_rows(std::size_t rows, Body body) {
 HWY_INLINE std::size_t next_tile(std::size_t left) {
   const std::size_t tiles = (left + kMaxTileRows - 1) / kMaxTileRows;
   return (left + tiles - 1) / tiles;
-}
-
-// e^x for x <= 0 within 2 ulp; 0 below the smallest normal result; NaN stays NaN. Cephes' polynomial.
-HWY_INLINE VecF32 exp_not_positive(VecF32 x) {
-  const F32 d;
-  const hn::RebindToSigned<F32> di;
-  const VecF32 magic = hn::Set(d, 12582912.0F);  // 1.5 * 2^23: its sum with n holds the integer n in the low bits
-  const VecF32 shifted = hn::MulAdd(x, hn::Set(d, 1.44269504089F), magic);
-  const VecF32 n = hn::Sub(shifted, magic);
-  VecF32 r = hn::NegMulAdd(n, hn::Set(d, 0.693359375F), x);
-  r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4F), r);
-  VecF32 p = hn::MulAdd(hn::Set(d, 1.9875691500e-4F), r, hn::Set(d, 1.3981999507e-3F));
-  p = hn::MulAdd(p, r, hn::Set(d, 8.3334519073e-3F));
-  p = hn::MulAdd(p, r, hn::Set(d, 4.1665795894e-2F));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1F));
-  p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1F));
-  p = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(d, 1.0F));
-  const auto power = hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.0F)), hn::BitCast(d, power));
-}
-
-// tanh within 4 ulp: odd rational approximation of degree 13 / 6 (as in Eigen), saturated from 7.9 on.
-HWY_INLINE VecF32 tanh_f32(VecF32 value) {
-  const F32 d;
-  const VecF32 limit = hn::Set(d, 7.90531110763549805F);
-  const VecF32 x = hn::IfThenElse(hn::Gt(hn::Abs(value), limit), hn::CopySign(limit, value), value);
-  const VecF32 x2 = hn::Mul(x, x);
-  VecF32 p = hn::MulAdd(x2, hn::Set(d, -2.76076847742355e-16F), hn::Set(d, 2.00018790482477e-13F));
-  p = hn::MulAdd(p, x2, hn::Set(d, -8.60467152213735e-11F));
-  p = hn::MulAdd(p, x2, hn::Set(d, 5.12229709037114e-08F));
-  p = hn::MulAdd(p, x2, hn::Set(d, 1.48572235717979e-05F));
-  p = hn::MulAdd(p, x2, hn::Set(d, 6.37261928875436e-04F));
-  p = hn::MulAdd(p, x2, hn::Set(d, 4.89352455891786e-03F));
-  VecF32 q = hn::MulAdd(x2, hn::Set(d, 1.19825839466702e-06F), hn::Set(d, 1.18534705686654e-04F));
-  q = hn::MulAdd(q, x2, hn::Set(d, 2.26843463243900e-03F));
-  q = hn::MulAdd(q, x2, hn::Set(d, 4.89352518554385e-03F));
-  return hn::Div(hn::Mul(x, p), q);
 }
 
 }  // namespace pagedkv::kernels::HWY_NAMESPACE
