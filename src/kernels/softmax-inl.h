@@ -25,11 +25,11 @@ using format::HWY_NAMESPACE::VecF32;
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// e^x for x <= 0 within 2 ulp; 0 below the smallest normal result; NaN stays NaN. Cephes' polynomial.
+// e^x for x <= 0 within 2 ulp; 0 below e^-87; NaN of any payload stays NaN. Cephes' polynomial.
 template <class D>
 HWY_INLINE hn::Vec<D> exp_not_positive(D d, hn::Vec<D> x) {
   const hn::RebindToSigned<D> di;
-  const auto magic = hn::Set(d, 12582912.0F);  // 1.5 * 2^23: its sum with n holds the integer n in the low bits
+  const auto magic = hn::Set(d, 12583039.0F);  // 1.5 * 2^23 + 127: its sum with n ends with the exponent bits of 2^n
   const auto shifted = hn::MulAdd(x, hn::Set(d, 1.44269504089F), magic);
   const auto n = hn::Sub(shifted, magic);
   auto r = hn::NegMulAdd(n, hn::Set(d, 0.693359375F), x);
@@ -40,8 +40,8 @@ HWY_INLINE hn::Vec<D> exp_not_positive(D d, hn::Vec<D> x) {
   p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1F));
   p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1F));
   p = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(d, 1.0F));
-  const auto power = hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.0F)), hn::BitCast(d, power));
+  const auto power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.0F)), hn::Mul(p, power));
 }
 
 // tanh within 4 ulp: odd rational approximation of degree 13 / 6 (as in Eigen), saturated from 7.9 on.

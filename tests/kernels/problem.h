@@ -124,7 +124,8 @@ class Problem {
     config.target = target;
     const auto needed = AttentionPlan::workspace_bytes(config, batch());
     if (!needed) return needed.error();
-    GuardedVector<std::byte> workspace((*needed + 63) / 64 * 64);  // so that it is aligned, whichever end is guarded
+    // Rounded up so that it is aligned, whichever end is guarded; what was there before is NaN.
+    GuardedVector<std::byte> workspace((*needed + 63) / 64 * 64, std::byte{0xFF});
     auto plan = AttentionPlan::create(config, batch(), {workspace.data(), *needed});
     if (!plan.has_value()) return plan.error();
     GuardedVector<std::byte> out(num_heads() * v_dim_ * size_of(shape_.out_dtype), std::byte{0xFF});
