@@ -33,8 +33,14 @@ class RowsAhead {
 
   /// `bytes` that lie side by side.
   void add(const std::byte* row, std::int64_t bytes) noexcept {
-    const std::byte* const end = row + bytes;
-    for (const std::byte* begin = row - misalignment(row, kLineBytes); begin < end;) {
+    const std::byte* begin = row - misalignment(row, kLineBytes);
+    const std::byte* const end = row + bytes + padding(row + bytes);
+    if (num_pieces_ > 0) {  // rows that are not whole lines may share one
+      const Piece& last = pieces_[num_pieces_ - 1];
+      const bool overlaps = begin >= last.begin && begin < last.end;
+      if (overlaps && os_page(last.begin) == os_page(begin)) begin = last.end;
+    }
+    while (begin < end) {
       Piece& last = pieces_[num_pieces_ > 0 ? num_pieces_ - 1 : 0];
       const bool follows = num_pieces_ > 0 && last.end == begin && os_page(last.begin) == os_page(begin);
       const std::byte* stop = begin - misalignment(begin, kOsPageBytes) + kOsPageBytes;
@@ -64,8 +70,20 @@ class RowsAhead {
     return static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(at) % static_cast<std::uintptr_t>(alignment));
   }
 
+  // Bytes up to the end of the line.
+  static std::ptrdiff_t padding(const std::byte* at) noexcept {
+    return (kLineBytes - misalignment(at, kLineBytes)) % kLineBytes;
+  }
+
   int num_pieces_ = 0;
   Piece pieces_[kMaxPieces];
+};
+
+/// Asks for a line.
+struct PrefetchToL2 {
+  [[gnu::always_inline]] static void line(const std::byte* at) noexcept {
+    __builtin_prefetch(at, 0, 2);  // not L1: line buffers must be free for the loads at hand
+  }
 };
 
 /// Hands out the lines of some rows, a few at each step of the work at hand: in bursts they would fill the buffers that
@@ -75,7 +93,7 @@ class RowsAhead {
 /// is translated, and what follows waits (where a virtual machine's host maps pages of 4 KiB, 100 ns and more a page).
 /// Side by side the page walks overlap. No more than a round ahead: each of these lines begins a stream of the
 /// hardware, which follows 32 pages; beyond, streams are lost before they are used.
-template <int kStreams>
+template <int kStreams, class Prefetch = PrefetchToL2>
 class StreamPrefetcher {
   static_assert(RowsAhead::kMaxPieces % kStreams == 0);
 
@@ -103,7 +121,6 @@ class StreamPrefetcher {
  private:
   static constexpr std::ptrdiff_t kGroupBytes = 256;  // of one page before the next one
   static constexpr std::ptrdiff_t kOne = 1 << 16;     // a group, in the units of `pace_` and `credit_`
-  static constexpr int kLocality = 2;                 // into L2: line buffers must be free for the loads at hand
 
   // Pages that are read side by side.
   struct Round {
@@ -119,12 +136,12 @@ class StreamPrefetcher {
     const std::byte* const line = piece_->begin + offset_;
     const std::ptrdiff_t bytes = piece_->end - line;
     if (bytes >= kGroupBytes) [[likely]] {
-      __builtin_prefetch(line, 0, kLocality);
-      __builtin_prefetch(line + kLineBytes, 0, kLocality);
-      __builtin_prefetch(line + 2 * kLineBytes, 0, kLocality);
-      __builtin_prefetch(line + 3 * kLineBytes, 0, kLocality);
+      Prefetch::line(line);
+      Prefetch::line(line + kLineBytes);
+      Prefetch::line(line + 2 * kLineBytes);
+      Prefetch::line(line + 3 * kLineBytes);
     } else {
-      for (std::ptrdiff_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(line + at, 0, kLocality);
+      for (std::ptrdiff_t at = 0; at < bytes; at += kLineBytes) Prefetch::line(line + at);
     }
     if (++piece_ != round_->end) return;
     piece_ = round_->begin, offset_ += kGroupBytes;
@@ -138,7 +155,7 @@ class StreamPrefetcher {
       return;
     }
     for (const RowsAhead::Piece* next = round[1].begin; next != round[1].end; ++next) {
-      __builtin_prefetch(next->begin, 0, kLocality);
+      Prefetch::line(next->begin);
     }
   }
 

@@ -5,6 +5,8 @@
 
 #include <map>
 #include <random>
+#include <set>
+#include <vector>
 
 namespace pagedkv::kernels {
 namespace {
@@ -56,6 +58,21 @@ TEST(RowsAhead, PoolsAtOddAddressesHaveNoSlivers) {
   }
 }
 
+TEST(RowsAhead, KAndVOfAPageSideBySideAreOnePieceAtAnyAddress) {
+  for (std::uintptr_t offset : {0U, 16U, 64U, 150U}) {
+    for (std::uintptr_t bytes : {1024U, 2048U}) {  // of K, and of V
+      RowsAhead rows;
+      for (std::uintptr_t page : {7U, 2U, 5U}) {
+        const std::uintptr_t begin = kPool + offset + page * std::uintptr_t{kOsPageBytes};
+        rows.add(at(begin), static_cast<std::int64_t>(bytes));
+        rows.add(at(begin + bytes), static_cast<std::int64_t>(bytes));
+      }
+      EXPECT_EQ(rows.end() - rows.begin(), 3) << offset << " " << bytes;
+      EXPECT_THAT(lines_of(rows), Each(Pair(::testing::_, 1)));
+    }
+  }
+}
+
 TEST(RowsAhead, EveryLineOfTheRowsOnceInPiecesOfAboutAnOsPage) {
   std::mt19937 random(1);
   const auto draw = [&](std::uintptr_t below) {
@@ -64,15 +81,22 @@ TEST(RowsAhead, EveryLineOfTheRowsOnceInPiecesOfAboutAnOsPage) {
   for (int round = 0; round < 2000; ++round) {
     RowsAhead rows;
     std::map<std::uintptr_t, int> expected;
-    const std::uintptr_t bytes = (1 + draw(200)) * kLineBytes, gap = draw(2) * kLineBytes,
-                         offset = draw(64) * kLineBytes;
+    const std::uintptr_t unit = draw(2) == 0 ? kLineBytes : 4;  // of rows that begin and end with lines, or anywhere
+    const std::uintptr_t bytes = (1 + draw(200)) * kLineBytes + draw(16) * 4 / unit * unit, gap = draw(2) * kLineBytes,
+                         offset = draw(1024) * 4 / unit * unit;
     for (std::uintptr_t row = 0, count = 1 + draw(20); row < count; ++row) {
       const std::uintptr_t begin = kPool + offset + row * (bytes + gap);
       rows.add(at(begin), static_cast<std::int64_t>(bytes));
-      for (std::uintptr_t line = begin; line < begin + bytes; line += kLineBytes) expected[line] = 1;
+      for (std::uintptr_t line = begin / kLineBytes * kLineBytes; line < begin + bytes; line += kLineBytes) {
+        expected[line] = 1;
+      }
     }
     ASSERT_FALSE(rows.is_full());
-    ASSERT_EQ(lines_of(rows), expected) << bytes << " bytes a row, " << gap << " between rows, offset " << offset;
+    std::map<std::uintptr_t, int> lines = lines_of(rows);
+    if (unit != kLineBytes) {
+      for (auto& [line, count] : lines) count = std::min(count, 1);  // one that two rows share may be in both
+    }
+    ASSERT_EQ(lines, expected) << bytes << " bytes a row, " << gap << " between rows, offset " << offset;
     EXPECT_THAT(piece_bytes(rows), Each(::testing::Le(kOsPageBytes + 2 * 256)));
   }
 }
@@ -81,6 +105,35 @@ TEST(RowsAhead, LinesOfUnalignedRowsAreWhole) {
   RowsAhead rows;
   rows.add(at(kPool + 100), 60);
   EXPECT_THAT(lines_of(rows), ::testing::ElementsAre(Pair(kPool + 64, 1), Pair(kPool + 128, 1)));
+}
+
+// Writes down the lines that a StreamPrefetcher asks for.
+struct Recorder {
+  static inline std::vector<std::uintptr_t> lines;
+  static void line(const std::byte* at) noexcept { lines.push_back(address(at)); }
+};
+
+TEST(StreamPrefetcher, AsksForEveryLineWithinItsStepsAndTheFirstOfTheNextRows) {
+  for (const std::uintptr_t num_pages : {1U, 3U, 8U, 9U, 40U, 256U}) {
+    for (const std::size_t num_steps : {1U, 7U, 300U, 5000U}) {
+      RowsAhead rows, after;
+      for (std::uintptr_t page = 0; page < num_pages; ++page) {
+        rows.add(at(kPool + 2 * page * std::uintptr_t{kOsPageBytes}), page % 3 == 0 ? 1000 : 4096);
+        after.add(at(2 * kPool + 2 * page * std::uintptr_t{kOsPageBytes}), 4096);
+      }
+      Recorder::lines.clear();
+      StreamPrefetcher<8, Recorder> prefetcher;
+      prefetcher.start(rows, &after, num_steps);
+      for (std::size_t step = 0; step < num_steps + 1; ++step) prefetcher.step();
+      const std::set<std::uintptr_t> asked(Recorder::lines.begin(), Recorder::lines.end());
+      for (const auto& [line, count] : lines_of(rows)) {
+        ASSERT_TRUE(asked.contains(line)) << num_pages << " pages, " << num_steps << " steps";
+      }
+      for (const RowsAhead::Piece* next = after.begin(); next != after.end() && next != after.begin() + 8; ++next) {
+        ASSERT_TRUE(asked.contains(address(next->begin))) << num_pages << " pages, " << num_steps << " steps";
+      }
+    }
+  }
 }
 
 TEST(RowsAhead, AddsWhatFits) {
