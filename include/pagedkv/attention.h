@@ -24,11 +24,11 @@ namespace pagedkv {
 /// j is visible if (not causal or j <= p) and (window_left < 0 or j >= p - window_left or j < sink_tokens) and the mask
 /// lets it.
 struct AttentionVariant {
-  float sm_scale = 0;                        ///< Multiplies q.k. 0 means 1 / sqrt(head_dim). Must be finite.
-  bool causal = true;                        ///< A query sees keys up to its own position.
-  std::int32_t window_left = -1;             ///< Keys to the left of a query that it sees besides its own; -1 = all.
-  std::uint32_t sink_tokens = 0;             ///< First tokens that every query sees beside its window (StreamingLLM).
-  float logits_soft_cap = 0;                 ///< cap * tanh(x / cap) on scaled logits; 0 = off. Finite, not negative.
+  float sm_scale = 0;             ///< Multiplies q.k. 0 means 1 / sqrt(head_dim). Must be finite.
+  bool causal = true;             ///< A query sees keys up to its own position.
+  std::int32_t window_left = -1;  ///< Keys to the left of a query that it sees besides its own; -1 = all.
+  std::uint32_t sink_tokens = 0;  ///< First tokens that every query sees beside its window (StreamingLLM).
+  float logits_soft_cap = 0;      ///< cap * tanh(x / cap) on scaled logits; 0 = off. Finite, not negative or subnormal.
   std::span<const float> sinks = {};         ///< [num_q_heads] learned logits that join the softmax without a value.
   std::span<const float> alibi_slopes = {};  ///< [num_q_heads].
   /// f16 pages: K, V, queries and weights may be rounded to bf16 for the matrix units, which is several times as fast;
@@ -119,6 +119,7 @@ class PAGEDKV_API AttentionPlan {
   /// Bytes of workspace that `create` needs for this batch, exactly.
   ///
   /// Errors: as `create`
+  /// Cost:   as `create`
   static Result<std::size_t> workspace_bytes(const AttentionConfig& config, const AttentionBatch& batch) noexcept;
 
   /// Checks the batch and builds its schedule.
@@ -158,7 +159,8 @@ class PAGEDKV_API AttentionPlan {
   ///          kClosed           the plan was moved from
   ///          kOutOfMemory      oneTBB had no memory for its tasks; out and lse are unspecified
   /// Result:  bitwise equal for any thread count; across targets within the bound of docs/NUMERICS.md
-  /// Cost:    reads each visible page once a kv head. Allocates nothing, takes no lock.
+  /// Cost:    decode reads each visible page once a kv head, prefill once a task of 256 to 1024 (row, head) pairs.
+  ///          Allocates nothing itself, takes no lock; oneTBB may allocate for its tasks.
   /// Threads: runs in the caller's tbb::task_arena; one run of a plan at a time, several plans at once.
   /// Source:  online softmax, arXiv:1805.02867; mergeable states, arXiv:2501.01005; paging, arXiv:2309.06180
   Result<void> run(const KvView& pages, ConstTensor q, Tensor out, std::span<float> lse = {},
@@ -211,7 +213,7 @@ struct KvWriteView {
 ///          kUnsupported      no such target here; nothing was written
 ///          kCancelled        the caller's task group was cancelled; some slots may have been written, others not
 ///          kOutOfMemory      oneTBB had no memory for its tasks; likewise
-/// Cost:    one pass; parallel in the caller's arena when there is enough to write. Allocates nothing.
+/// Cost:    one pass; parallel in the caller's arena when there is enough to write. Allocates nothing itself.
 /// Threads: slots of concurrent calls must differ.
 PAGEDKV_API Result<void> write_kv(const AttentionConfig& config, const KvWriteView& pages,
                                   std::span<const std::int64_t> slots, ConstTensor k, ConstTensor v) noexcept;

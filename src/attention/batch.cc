@@ -82,11 +82,11 @@ Result<void> check_padded(const AttentionConfig& config, const AttentionBatch& b
     const std::int64_t used = pages_of(batch.seq_lens[i], config.page_size);
     if (used == 0) continue;
     if (used > stride) return invalid("a sequence has more tokens than its row of block_table has pages for");
-    const std::uint64_t begin = i * static_cast<std::uint64_t>(stride);
-    if (begin + static_cast<std::uint64_t>(used) > batch.block_table.size()) {
+    const std::size_t size = batch.block_table.size(), row = static_cast<std::size_t>(stride);
+    if (static_cast<std::size_t>(used) > size || i > (size - static_cast<std::size_t>(used)) / row) {
       return invalid("block_table is shorter than its stride and the number of sequences say");
     }
-    if (!all_ids(batch.block_table.subspan(begin, static_cast<std::size_t>(used)))) {
+    if (!all_ids(batch.block_table.subspan(i * row, static_cast<std::size_t>(used)))) {
       return invalid("a page id is negative");
     }
   }
@@ -155,8 +155,9 @@ Result<kernels::AttendParams> read_layer(const AttentionConfig& config) noexcept
   if (config.page_size == 0 || config.page_size > kMaxPageSize) return invalid("page_size must be from 1 to 256");
   if (!is_valid(config.kv_dtype)) return invalid("unknown format of the pages");
   if (!std::isfinite(variant.sm_scale)) return invalid("sm_scale must be finite");
-  if (!std::isfinite(variant.logits_soft_cap) || variant.logits_soft_cap < 0) {
-    return invalid("logits_soft_cap must be finite and not negative");
+  const float cap = variant.logits_soft_cap;  // is divided by
+  if (!std::isfinite(cap) || cap < 0 || (cap > 0 && cap < std::numeric_limits<float>::min())) {
+    return invalid("logits_soft_cap must be finite, not negative and not subnormal");
   }
   const auto is_finite = [](float value) { return std::isfinite(value); };
   if (auto checked = check_sinks(variant.sinks, config.num_q_heads); !checked) return checked.error();

@@ -64,10 +64,9 @@ void add_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t first
   shared.states = add_states(schedule, batch.params, num_rows, num_parts);
   shared.first_unit = schedule.units.size();
   const kernels::AttendKernel* const kernel = kernels::select_attend(batch.target, batch.params, num_rows);
-  // Slices of nearly equal height: a kernel may round few rows in another way than many.
-  const std::int32_t num_slices = (num_rows + kernel->max_rows - 1) / kernel->max_rows;
-  const std::int32_t height = (num_rows + num_slices - 1) / num_slices;
-  for (std::int32_t row = 0; row < num_rows; row += height) {
+  const RowSlices slices(num_rows, *kernel);
+  for (std::int64_t slice = 0; slice < slices.count; ++slice) {
+    const std::int32_t row = slices.begin(slice);
     for (std::size_t part = 0; part < num_parts; ++part) {
       const std::int64_t begin = shared.begin + static_cast<std::int64_t>(part) * part_keys,
                          end = std::min(begin + part_keys, shared.end);
@@ -79,7 +78,7 @@ void add_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t first
            .is_windowed = false,
            .is_first = begin == 0,
            .first_pos = end,  // every row sees every key
-           .num_rows = std::min(height, num_rows - row),
+           .num_rows = slices.height(slice),
            .first_listed = first_listed + row,
            .first_merge = static_cast<std::int32_t>(schedule.merges.size()),
            .state = shared.states.index(0, part) + static_cast<std::size_t>(row) * batch.params.group,
@@ -88,7 +87,7 @@ void add_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t first
   }
   shared.num_units = schedule.units.size() - shared.first_unit;
   schedule.kv_keys += static_cast<std::uint64_t>(shared.end - shared.begin);
-  schedule.scratch_bytes = std::max(schedule.scratch_bytes, kernel->scratch_bytes(batch.params, height));
+  schedule.scratch_bytes = std::max(schedule.scratch_bytes, kernel->scratch_bytes(batch.params, slices.tallest()));
   schedule.shared.push_back(shared);
 }
 

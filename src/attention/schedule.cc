@@ -115,10 +115,9 @@ void add_sequence(Schedule& schedule, const PlannedBatch& batch, std::size_t ind
     if (shared.begin >= seen) schedule.kv_keys -= static_cast<std::uint64_t>(shared.end - shared.begin);
   }
   schedule.pairs += visible_pairs(params, sequence);
-  std::int32_t tallest = 0;
-  for (std::int64_t row = 0; row < sequence.q_len;) {
-    const std::int64_t rows = std::min<std::int64_t>(kernel->max_rows, sequence.q_len - row);
-    tallest = std::max(tallest, static_cast<std::int32_t>(rows));
+  const RowSlices slices(sequence.q_len, *kernel);
+  for (std::int64_t slice = 0; slice < slices.count; ++slice) {
+    const std::int64_t row = slices.begin(slice);
     Unit unit = {.kernel = kernel,
                  .page_table = batch.page_table(index),
                  .first_pos = sequence.q_start + row,
@@ -126,15 +125,14 @@ void add_sequence(Schedule& schedule, const PlannedBatch& batch, std::size_t ind
                  .mask_row_stride = sequence.mask_row_stride,
                  .mask_head_stride = sequence.mask_head_stride,
                  .first_row = static_cast<std::int32_t>(sequence.first_row + row),
-                 .num_rows = static_cast<std::int32_t>(rows)};
+                 .num_rows = slices.height(slice)};
     set_keys(unit, params, sequence.kv_len);
     if (unit.sink_end > 0) {
-      schedule.sink_states = std::max(schedule.sink_states, static_cast<std::size_t>(rows) * params.group);
+      schedule.sink_states = std::max(schedule.sink_states, static_cast<std::size_t>(unit.num_rows) * params.group);
     }
     add_parts(schedule, params, unit, split_keys(sequence.q_len), seen);
-    row += rows;
   }
-  schedule.scratch_bytes = std::max(schedule.scratch_bytes, kernel->scratch_bytes(params, tallest));
+  schedule.scratch_bytes = std::max(schedule.scratch_bytes, kernel->scratch_bytes(params, slices.tallest()));
 }
 
 // Puts the most expensive units first.

@@ -36,6 +36,22 @@ struct PlannedBatch {
   }
 };
 
+/// Rows, at least one, cut into as few slices as a kernel takes, of heights that differ by one at most: a kernel may
+/// round few rows in another way than many, so no rest of a few rows may be left.
+struct RowSlices {
+  RowSlices(std::int64_t rows, const kernels::AttendKernel& kernel) noexcept
+      : num_rows(rows), count((rows + kernel.max_rows - 1) / kernel.max_rows) {}
+  [[nodiscard]] std::int32_t begin(std::int64_t slice) const noexcept {
+    return static_cast<std::int32_t>(num_rows * slice / count);
+  }
+  [[nodiscard]] std::int32_t height(std::int64_t slice) const noexcept { return begin(slice + 1) - begin(slice); }
+  [[nodiscard]] std::int32_t tallest() const noexcept {
+    return static_cast<std::int32_t>((num_rows + count - 1) / count);
+  }
+
+  std::int64_t num_rows, count;
+};
+
 /// Query rows of one sequence, or of several that share the keys, and a range of keys, for all kv heads.
 ///
 /// Where a window has left sink tokens behind, rows see two ranges of keys: the sinks are a state of their own,

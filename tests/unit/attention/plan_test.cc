@@ -96,6 +96,7 @@ TEST_F(Plan, RefusesConfigsOutOfRange) {
   EXPECT_EQ(code([](AttentionConfig& c) { c.kv_dtype = static_cast<DType>(9); }), Errc::kInvalidArgument);
   EXPECT_EQ(code([](AttentionConfig& c) { c.variant.sm_scale = std::nanf(""); }), Errc::kInvalidArgument);
   EXPECT_EQ(code([](AttentionConfig& c) { c.variant.logits_soft_cap = -1; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.variant.logits_soft_cap = 1e-39F; }), Errc::kInvalidArgument);
   EXPECT_EQ(code([&](AttentionConfig& c) { c.variant.sinks = three; }), Errc::kInvalidArgument);
   EXPECT_EQ(code([&](AttentionConfig& c) { c.variant.sinks = nan; }), Errc::kInvalidArgument);
   EXPECT_EQ(code([&](AttentionConfig& c) { c.variant.alibi_slopes = nan; }), Errc::kInvalidArgument);
@@ -158,6 +159,16 @@ TEST_F(Plan, RefusesBrokenPaddedTables) {
   const std::vector<std::int32_t> reaches_the_negative = {5, 5};
   bad = good;
   bad.seq_lens = reaches_the_negative;
+  EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
+}
+
+TEST_F(Plan, RefusesAPaddedTableWhoseOffsetsWouldWrap) {
+  constexpr std::size_t kSequences = (std::size_t{1} << 24) + 1;  // times the stride: 2^64
+  const std::vector<std::int32_t> no_rows(kSequences + 1, 0), table = {0};
+  std::vector<std::int32_t> lens(kSequences, 0);
+  lens.back() = 1;
+  const AttentionBatch bad = {
+      .qo_indptr = no_rows, .block_table = table, .block_table_stride = std::int64_t{1} << 40, .seq_lens = lens};
   EXPECT_EQ(refused(bad), Errc::kInvalidArgument);
 }
 

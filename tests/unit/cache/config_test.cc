@@ -49,6 +49,7 @@ TEST(Config, BadOptionsAreRefused) {
       {"infinite scale", [](auto& o) { o.attention.sm_scale = kInf; }},
       {"NaN cap", [](auto& o) { o.attention.logits_soft_cap = kNan; }},
       {"negative cap", [](auto& o) { o.attention.logits_soft_cap = -1; }},
+      {"subnormal cap", [](auto& o) { o.attention.logits_soft_cap = 1e-39f; }},
       {"window below -1", [](auto& o) { o.attention.window_left = -2; }},
       {"sinks for three of two layers", [](auto& o) { o.shape.num_layers = 2, o.attention.sinks = twelve; }},
       {"infinite sink", [](auto& o) { o.attention.sinks = with_inf; }},
