@@ -48,7 +48,8 @@ struct PoolStats {
 
 /// A thread-safe pool. Page `p` lies at base() + p * page_bytes for ever.
 ///
-/// Source: block pools of vLLM (block_pool.py): one list is free list and LRU.
+/// Free pages are handed out first, those used before ahead of new ones; then published pages that nobody refers to, as
+/// the eviction policy chooses.
 class PAGEDKV_API PagePool {
  public:
   /// Errors: kInvalidArgument  zero or overflowing sizes
@@ -94,12 +95,13 @@ class PAGEDKV_API PagePool {
   ///         kOsError          the capacity is set, but memory could not be given back
   Result<void> set_capacity(std::uint64_t num_pages) noexcept;
 
-  /// Gives the memory of free pages back to the OS; returns the bytes given. Published pages stay.
+  /// Gives the memory of free pages back to the OS; returns the bytes given. Published pages stay. Errors: kOsError
   Result<std::uint64_t> trim() noexcept;
 
   /// Another object of the same pool; either keeps it alive.
   [[nodiscard]] PagePool share() const noexcept { return PagePool(impl_); }
 
+  PagePool() noexcept = default;  ///< A closed pool.
   PagePool(PagePool&&) noexcept;
   PagePool& operator=(PagePool&&) noexcept;
   ~PagePool();

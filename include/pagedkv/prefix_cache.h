@@ -10,6 +10,7 @@
 #include <span>
 #include <string_view>
 
+#include "pagedkv/export.h"
 #include "pagedkv/result.h"
 #include "pagedkv/types.h"
 
@@ -58,15 +59,15 @@ class EvictionPolicy {
 };
 
 /// Least recently used first. The default. O(1).
-Result<std::shared_ptr<EvictionPolicy>> make_lru_policy() noexcept;
+PAGEDKV_API Result<std::shared_ptr<EvictionPolicy>> make_lru_policy() noexcept;
 /// Pages seen once and pages seen again, each least recently used first, in shares that follow the load. O(1).
 ///
 /// Source: Megiddo, Modha, "ARC: A self-tuning, low overhead replacement cache", FAST 2003
-Result<std::shared_ptr<EvictionPolicy>> make_arc_policy() noexcept;
+PAGEDKV_API Result<std::shared_ptr<EvictionPolicy>> make_arc_policy() noexcept;
 /// Pages that were found again outlive those used once; for caches far smaller than what is reused. O(1).
 ///
 /// Source: Yang et al., "FIFO queues are all you need for cache eviction" (S3-FIFO), SOSP 2023
-Result<std::shared_ptr<EvictionPolicy>> make_s3fifo_policy() noexcept;
+PAGEDKV_API Result<std::shared_ptr<EvictionPolicy>> make_s3fifo_policy() noexcept;
 
 enum class CacheEventKind : std::uint8_t {
   kStored = 0,   ///< A page was published.

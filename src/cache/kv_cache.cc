@@ -207,7 +207,10 @@ Result<std::size_t> KvCache::page_table_of(std::uint32_t layer) const noexcept {
   return std::size_t{places[layer].table};
 }
 
-PagePool& KvCache::pool() noexcept { return impl_->pool; }
+PagePool& KvCache::pool() noexcept {
+  static PagePool closed;
+  return impl_ ? impl_->pool : closed;
+}
 
 Result<std::uint64_t> KvCache::trim() noexcept {
   if (!impl_) return kMovedFrom;

@@ -10,9 +10,12 @@
 #endif
 
 int main() {
+  const auto policy = pagedkv::make_s3fifo_policy();  // a function outside of every class is exported, too
+  if (!policy || !pagedkv::make_lru_policy() || !pagedkv::make_arc_policy()) return 1;
   auto cache = pagedkv::KvCache::create(
       {.shape = {.num_layers = 1, .num_q_heads = 2, .num_kv_heads = 1, .head_dim = 8, .dtype = pagedkv::DType::f32},
-       .capacity_pages = 4});
+       .capacity_pages = 4,
+       .prefix = {.policy = *policy}});
   if (!cache) return std::puts(cache.error().what), 1;
   auto sequence = cache->open();
   if (!sequence) return std::puts(sequence.error().what), 1;

@@ -451,6 +451,7 @@ TEST(KvCache, MovedFromAnswersClosed) {
   EXPECT_EQ(cache.page_bytes(), 0u);
   EXPECT_EQ(cache.stats().pool.capacity_pages, 0u);
   EXPECT_EQ(cache.options().capacity_pages, 0u);
+  EXPECT_EQ(cache.pool().trim().error(), Errc::kClosed);
   // NOLINTEND(bugprone-use-after-move)
 }
 
