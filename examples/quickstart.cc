@@ -49,8 +49,10 @@ int main() {
   auto chat = cache->open(prompt);
   if (!chat) return fail(chat.error());
 
-  // Prefill: all tokens of the prompt in one step. A scheduler may cut it into chunks.
-  auto prefill = cache->begin_step({{&*chat, static_cast<std::uint32_t>(prompt.size())}});
+  // Prefill: the tokens of the prompt that the prefix cache does not hold, in one step. A scheduler may cut it into
+  // chunks.
+  const auto new_tokens = static_cast<std::uint32_t>(prompt.size() - chat->num_tokens());
+  auto prefill = cache->begin_step({{&*chat, new_tokens}});
   if (!prefill) return fail(prefill.error());
   if (auto done = forward(*prefill); !done) return fail(done.error());
 

@@ -84,7 +84,7 @@ def belady_hit_rate(requests, capacity_tokens):
 def hit_rates(args):
     requests = list(mooncake_blocks(args.data / MOONCAKE))
     rates = {"capacity_tokens": HIT_CAPACITIES, "belady": [belady_hit_rate(requests, c) for c in HIT_CAPACITIES]}
-    for eviction in ("lru", "s3-fifo", "arc"):
+    for eviction in ("lru", "s3fifo", "arc"):
         rates[eviction] = [
             run_tool(args.tool, "--trace", args.data / MOONCAKE, "--format", "mooncake", "--prefix-cache", "--eviction",
                      eviction, "--capacity-tokens", c)["prefix_hit_rate"] for c in HIT_CAPACITIES
@@ -145,7 +145,7 @@ def label_ticks(axes, values):
 def draw_hit_rates(plt, rates, folder):
     figure, axes = plt.subplots(figsize=(6.2, 3.4))
     capacity = [c / 1e6 for c in rates["capacity_tokens"]]
-    shown = (("belady", GREY, "Belady's bound"), ("arc", GREEN, "ARC"), ("s3-fifo", ORANGE, "S3-FIFO"),
+    shown = (("belady", GREY, "Belady's bound"), ("arc", GREEN, "ARC"), ("s3fifo", ORANGE, "S3-FIFO"),
              ("lru", BLUE, "LRU"))
     for name, colour, text in shown:
         axes.plot(capacity, [100 * r for r in rates[name]], "o-", color=colour, label=text)

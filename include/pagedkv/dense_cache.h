@@ -73,7 +73,7 @@ class PAGEDKV_API DenseCache {
   ///
   /// Shape:  new_k, new_v [batch_size][num_heads][new_len][head_dim], any dtype; new_len is found from their size
   /// Errors: kInvalidArgument  a layer or size out of range, or more than max_seq_len tokens; nothing changed
-  ///         kOutOfPages (of a shared pool), kOsError, kOutOfMemory; nothing changed
+  ///         kOutOfPages (of a shared pool), kCancelled, kOsError, kOutOfMemory; nothing changed
   /// Cost:   one pass over the new tokens; what is held is not touched.
   Result<DenseKv> update(std::uint32_t layer, ConstTensor new_k, ConstTensor new_v) noexcept;
   /// What a layer holds, perhaps nothing. Errors: kInvalidArgument (layer)
@@ -88,7 +88,7 @@ class PAGEDKV_API DenseCache {
   /// own. Scores are scaled by 1 / sqrt(head_dim).
   ///
   /// Shape:  q, k, v [batch_size][num_heads][new_len][head_dim]; out [batch_size][new_len][num_heads * head_dim]
-  /// Errors: as `update`; kCancelled. The layer is as it was then.
+  /// Errors: as `update`; the layer is as it was then.
   Result<void> cached_attention(std::uint32_t layer, ConstTensor q, ConstTensor k, ConstTensor v, Tensor out) noexcept;
 
   /// Empties all layers and keeps their memory.

@@ -26,13 +26,13 @@ class PAGEDKV_API InterleavedCache {
   /// Appends token rows in order.
   ///
   /// Shape:  k, v [rows][head_dim], at least one row
-  /// Errors: kInvalidArgument (sizes, or more than fit), kOsError; nothing changed
+  /// Errors: kInvalidArgument (sizes, or more than fit), kOsError, kOutOfMemory; nothing changed
   Result<void> append(std::span<const float> k, std::span<const float> v) noexcept;
 
   /// Attention of one query over all tokens: out = softmax(q K^T / sqrt(head_dim)) V; zeros if there are none.
   ///
   /// Shape:  q, out [head_dim]
-  /// Errors: kInvalidArgument (sizes), kOutOfMemory
+  /// Errors: kInvalidArgument (sizes), kCancelled, kUnsupported (a bad PAGEDKV_TARGET), kOutOfMemory
   Result<void> attend(std::span<const float> q, std::span<float> out) const noexcept;
   /// Attention of the queries of the last tokens, each up to its own token.
   ///

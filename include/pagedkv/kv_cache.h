@@ -74,8 +74,10 @@ struct OpenOptions {
 /// One sequence of a step.
 struct StepItem {
   Sequence* sequence = nullptr;
-  std::uint32_t num_new_tokens = 0;    ///< At least 1.
-  std::span<const Token> tokens = {};  ///< Ids of the new tokens, or empty if unknown or given to `open`.
+  std::uint32_t num_new_tokens = 0;  ///< At least 1.
+  /// [num_new_tokens] ids of the new tokens, or empty if `open` was given them. After a step whose ids nobody gave,
+  /// later ones are ignored: nothing more of the sequence is published.
+  std::span<const Token> tokens = {};
 };
 
 struct CacheStats {
@@ -103,7 +105,7 @@ class PAGEDKV_API Step {
   /// Writes K and V of all new tokens of one layer.
   ///
   /// Shape:  k [num_rows][num_kv_heads][head_dim], v [num_rows][num_kv_heads][v_head_dim], any dtype, converted
-  /// Errors: kInvalidArgument (layer or size), kClosed (after commit), kOutOfMemory (first call of a step)
+  /// Errors: as write_kv, and kInvalidArgument (layer), kClosed (after commit)
   /// Cost:   as write_kv; the first call of a step also looks up the slots. Allocates nothing later.
   Result<void> write(std::uint32_t layer, ConstTensor k, ConstTensor v) noexcept;
 
@@ -112,12 +114,12 @@ class PAGEDKV_API Step {
   /// Shape:  q [num_rows][num_q_heads][head_dim], out [num_rows][num_q_heads][v_head_dim],
   ///         lse [num_rows][num_q_heads] natural logarithm or empty
   /// Errors: kInvalidArgument (layer or size; the caller slid over what the layer sees), kClosed, kCancelled,
-  ///         kOutOfMemory (first call of a step)
+  ///         kUnsupported (a bad PAGEDKV_TARGET), kOutOfMemory
   /// Cost:   as AttentionPlan::run; the first call of a step also makes the plan of all layers. Allocates nothing
   /// later.
   Result<void> attend(std::uint32_t layer, ConstTensor q, Tensor out, std::span<float> lse = {}) noexcept;
 
-  /// Makes all new tokens part of their sequences. The step is over.
+  /// Makes all new tokens part of their sequences. The step is over. Errors: kClosed (it was already)
   Result<void> commit() noexcept;
   /// Makes the first `accepted[i]` new tokens of item i part of its sequence and releases the rest.
   ///
@@ -166,7 +168,8 @@ class PAGEDKV_API KvCache {
   /// Begins a step: every page that it takes is reserved, or none and nothing changed.
   ///
   /// Errors: kOutOfPages       preempt or wait; every sequence is as it was
-  ///         kInvalidArgument  no items, a null or foreign sequence, one listed twice, zero new tokens, overflow
+  ///         kInvalidArgument  no items, a null or foreign sequence, one listed twice, zero new tokens, ids that
+  ///                           differ from those given before or in number from the new tokens, overflow
   ///         kClosed, kBusy    a sequence closed, or in another step
   ///         kOutOfMemory, kOsError
   Result<Step> begin_step(std::span<const StepItem> items) noexcept;
@@ -195,7 +198,7 @@ class PAGEDKV_API KvCache {
   Result<std::size_t> page_table_of(std::uint32_t layer) const noexcept;
   [[nodiscard]] PagePool& pool() noexcept;
 
-  /// Gives the memory of free pages back to the OS; returns the bytes given. Cached pages stay.
+  /// Gives the memory of free pages back to the OS; returns the bytes given. Cached pages stay. Errors: kOsError
   Result<std::uint64_t> trim() noexcept;
   /// As PagePool::set_capacity, in pages.
   Result<void> set_capacity(std::uint64_t num_pages) noexcept;

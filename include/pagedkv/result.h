@@ -12,7 +12,8 @@
 
 namespace pagedkv {
 
-/// What went wrong, and what a server should do about it. The values are frozen: the C ABI shares them.
+/// What went wrong, and what a server should do about it. The values are frozen: the C ABI shares them. Any call on an
+/// object that was moved from gives kClosed, if it gives a Result.
 enum class Errc : std::int32_t {
   kOk = 0,               ///< Not an error.
   kInvalidArgument = 1,  ///< A size, range or value is wrong. Refuse the request; retrying cannot help.
@@ -40,8 +41,8 @@ struct Error {
 
 /// A `T`, or the `Error` that prevented it.
 ///
-/// `value()` and `error()` require the matching state (checked in debug and hardened builds by the caller's own
-/// `has_value()` test; never undefined to ask `has_value()`).
+/// `value()`, `*` and `->` require `has_value()`, which nothing checks; `has_value()` and `error()` may always be
+/// asked.
 template <class T>
 class [[nodiscard]] Result {
  public:

@@ -25,7 +25,8 @@ struct LayerGroup {
 };
 inline constexpr std::size_t kMaxLayerGroups = 64;
 
-/// A handle that owns its page references; dropping it closes the sequence. It keeps the pool alive.
+/// A handle that owns its page references; dropping it closes the sequence (in a step: when the step ends). It keeps
+/// the pool alive.
 ///
 /// Threads: one at a time for each sequence; different sequences at once.
 class PAGEDKV_API Sequence {
@@ -40,7 +41,8 @@ class PAGEDKV_API Sequence {
   /// For engines that write with kernels of their own; with a KvCache use a Step. A last page shared with a fork is
   /// copied first.
   ///
-  /// Errors: kOutOfPages, kOutOfMemory, kOsError; kClosed, kBusy (in a step); kInvalidArgument (length overflows)
+  /// Errors: kOutOfPages, kOutOfMemory, kOsError; kClosed, kBusy (in a step); kInvalidArgument (zero tokens, or the
+  ///         length overflows)
   /// Cost:   at most one pool call.
   Result<void> append(std::uint32_t num_tokens) noexcept;
 

@@ -139,7 +139,7 @@ class Checker:
             other = name.split("/")[0] if "/" in name else room
             if ".." in name or "/" not in name:
                 self.report(path, line, f'write "{room}/..." from src/, not "{name}"')
-            elif not self.may(room, other) and name not in laws.PRIVATE_HEADERS.get(room, ()):
+            elif not self.may(room, other):
                 self.report(path, line, f"{room}/ may not include {name} ({other})")
         return None
 

@@ -45,7 +45,7 @@ TEST(BenchAttention, PrefillReportsAFractionOfThePeakOfItsUnit) {
 }
 
 TEST(BenchAttention, EveryVariantRunsOnEveryTargetAndAgreesWithTheOracle) {
-  const std::vector<Arguments> variants = {{"--window", "16"},
+  const std::vector<Arguments> variants = {{"--window-left", "16"},
                                            {"--sinks"},
                                            {"--soft-cap", "2.5"},
                                            {"--alibi"},

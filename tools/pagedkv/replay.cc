@@ -99,8 +99,8 @@ void add_server_options(CLI::App& app, Arguments& args) {
   CLI::Option* prefix_cache =
       app.add_flag("--prefix-cache", args.prefix_cache, "Reuse cached prefixes, as block ids of the input say (paged)")
           ->group("Memory");
-  app.add_option("--eviction", args.eviction, "Which cached page is taken first: lru, s3-fifo or arc")
-      ->check(CLI::IsMember({"lru", "s3-fifo", "arc"}))
+  app.add_option("--eviction", args.eviction, "Which cached page is taken first: lru, s3fifo or arc")
+      ->check(CLI::IsMember({"lru", "s3fifo", "arc"}))
       ->needs(prefix_cache)
       ->capture_default_str()
       ->group("Memory");
@@ -210,9 +210,9 @@ ReplayOptions options_of(const Arguments& args, const std::vector<Policy>& polic
   memory.attention = args.attention;
   memory.shape = shape_of(args);
   memory.prefix_cache = args.prefix_cache;
-  memory.eviction = args.eviction == "arc"       ? Eviction::kArc
-                    : args.eviction == "s3-fifo" ? Eviction::kS3Fifo
-                                                 : Eviction::kLru;
+  memory.eviction = args.eviction == "arc"      ? Eviction::kArc
+                    : args.eviction == "s3fifo" ? Eviction::kS3Fifo
+                                                : Eviction::kLru;
   if (args.prefix_cache) options.ideal = ideal_prefix_hits(*options.open_source());
   return options;
 }

@@ -19,7 +19,7 @@ class Errc(enum.IntEnum):
 
 
 class Error(Exception):
-    """Anything that the library refused. Whatever was asked for, nothing changed."""
+    """Anything that the library refused. Nothing changed, but outputs of Cancelled and OutOfMemory are unspecified."""
 
     code: Errc
 

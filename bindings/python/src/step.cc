@@ -142,7 +142,8 @@ void bind_step(nb::module_& m) {
   nb::class_<PyStep>(m, "Step",
                      "A transaction over a batch of sequences. As a context manager it rolls back unless committed.")
       .def("write", &step_write, "layer"_a, "k"_a.none(), "v"_a.none(),
-           "Writes K and V of all new tokens of one layer: [num_rows, num_kv_heads, head_dim], any float type.")
+           "Writes K and V of all new tokens of one layer: [num_rows, num_kv_heads, head_dim], float32, float16 or "
+           "bfloat16, contiguous.")
       .def("attend", &step_attend, "layer"_a, "q"_a.none(), "out"_a = nb::none(), "lse"_a = nb::none(),
            "Attention of all new tokens over their sequences: q [num_rows, num_q_heads, head_dim]. Returns out, which "
            "is made beside q if it is not given; lse [num_rows, num_q_heads] float32 gets natural logarithms.")

@@ -6,13 +6,16 @@
  * Nothing throws, aborts or prints. Objects are handles: numbers that name an object and its generation. A handle that
  * was closed, never given out, or names another kind of object is refused, never followed.
  *
+ * A function pagedkv_x_y does what X::y of the C++ headers does: shapes, errors, cost and threads are written there.
+ * Comments here say only what differs. Of those headers only the f64 oracle is missing.
+ *
  * Structs that may grow begin with `struct_size`, which the caller sets to sizeof; all other members may be 0, which
  * means the default. A library that is older than its caller refuses members that it does not know unless they are 0.
  *
  * Functions that the caller passes must not unwind (no exception, no longjmp).
  *
- * Threads: caches, pools and stores may be used by many threads at once. Sequences, steps, plans and dense caches
- * belong to one thread at a time: a call while another thread is in one gets PAGEDKV_BUSY.
+ * Threads: caches, pools and stores may be used by many threads at once. Sequences, steps, plans, dense and
+ * interleaved caches belong to one thread at a time: a call while another thread is in one gets PAGEDKV_BUSY.
  */
 #ifndef PAGEDKV_C_PAGEDKV_H
 #define PAGEDKV_C_PAGEDKV_H

@@ -363,7 +363,8 @@ void add_shape_options(CLI::App& app, Options& o) {
 void add_variant_options(CLI::App& app, Options& o) {
   app.add_flag("--causal,!--no-causal", o.config.variant.causal,
                "Whether a query sees keys up to its own position only (default: yes)");
-  app.add_option("--window", o.config.variant.window_left, "Keys to the left of a query that it sees (default: all)")
+  app.add_option("--window-left", o.config.variant.window_left,
+                 "Keys to the left of a query that it sees besides its own (default: all)")
       ->check(CLI::Range(0, 1 << 30));
   app.add_option("--soft-cap", o.config.variant.logits_soft_cap, "Soft cap of the logits");
   app.add_flag("--f16-as-bf16", o.config.variant.f16_as_bf16, "f16 pages may be rounded to bf16 for the matrix units");
