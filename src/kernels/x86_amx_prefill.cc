@@ -171,8 +171,9 @@ class PrefillTask {
         const __mmask16 sees = _mm512_cmp_ps_mask(weight, _mm512_setzero_ps(), _CMP_NEQ_UQ);
         for (int d = 0; sees != 0 && d < static_cast<int>(params_.v_head_dim); ++d) {
           float* const sum = sums(index) + d / 16 * kSlotFloats + c * kTileFloats + d % 16 * 16;
-          const __m512 v =
+          __m512 v =
               _mm512_set1_ps(_mm512_cvtss_f32(load_floats(exception.v + 2 * d, params_.kv_dtype, first_lanes16(1))));
+          if (params_.f16_as_bf16) v = _mm512_castsi512_ps(_mm512_slli_epi32(round_to_bf16(v), 16));
           _mm512_store_ps(sum, _mm512_mask3_fmadd_ps(weight, v, _mm512_load_ps(sum), sees));
         }
       }

@@ -267,13 +267,14 @@ struct RowEnd {
   if (params.sinks != nullptr && task.first_part) {
     const float logit = params.sinks[task.kv_head * params.group + static_cast<unsigned>(head)];
     if (logit != kHiddenLogit) {
-      const float sink = std::max(logit * kLog2E, kLowestLogit);
+      const float sink = std::clamp(logit * kLog2E, kLowestLogit, -kLowestLogit);
       const float joint_max = std::max(max, sink), scale = __builtin_exp2f(max - joint_max);
       const float joint_sum = sum * scale + __builtin_exp2f(sink - joint_max);
       return {scale / joint_sum, kLn2 * joint_max + __builtin_logf(joint_sum)};
     }
   }
-  if (!(sum > 0)) return {0.f, sum == 0 ? -__builtin_inff() : sum};  // NaN stays NaN
+  if (sum == 0) return {0.f, -__builtin_inff()};
+  if (!(sum > 0)) return {sum, sum};  // NaN: weights lose it where they are rounded to bf16
   return {1 / sum, kLn2 * max + __builtin_logf(sum)};
 }
 

@@ -191,9 +191,14 @@ PAGEDKV_AMX_INLINE __mmask32 first_lanes32(std::int64_t count) noexcept {
                       : static_cast<__mmask32>((std::uint64_t{1} << count) - 1);
 }
 
-/// 16 elements of a row in any dtype, as f32; lanes outside `lanes` are 0 and not read.
+/// 16 elements of a row in any dtype, as f32; lanes outside `lanes` are 0 and not read. NaN are quiet: the upper half
+/// of a signalling one may be that of an infinity.
 PAGEDKV_AMX_INLINE __m512 load_floats(const std::byte* from, DType dtype, __mmask16 lanes) noexcept {
-  if (dtype == DType::f32) return _mm512_maskz_loadu_ps(lanes, from);
+  if (dtype == DType::f32) {
+    const __m512 x = _mm512_maskz_loadu_ps(lanes, from);
+    const __m512i quiet = _mm512_or_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x00400000));
+    return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_castsi512_ps(quiet));
+  }
   const __m256i half = _mm256_maskz_loadu_epi16(lanes, from);
   if (dtype == DType::f16) return _mm512_cvtph_ps(half);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));

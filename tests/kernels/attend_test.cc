@@ -1,7 +1,9 @@
 // Every kernel target that the machine runs, every format and every variant, against the f64 oracle.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
+#include <cstring>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -391,6 +393,39 @@ TEST(Attend, InfinityAndNanReachOnlyRowsThatSeeTheirKeys) {
   }
 }
 
+// In the queries of the first row and head, or in the mask of the first row, in f32.
+void expect_nan_makes_its_row_nan(const ProblemShape& shape, bool in_mask, std::uint32_t payload) {
+  const Problem problem(shape);
+  const void* const at = in_mask ? problem.batch().mask.bytes.data() : problem.queries().data;
+  const std::size_t first = in_mask ? static_cast<std::size_t>(problem.batch().mask.offsets[0]) : 0;
+  std::memcpy(static_cast<std::byte*>(const_cast<void*>(at)) + first * sizeof(float), &payload, sizeof(payload));
+  for (const char* target : targets_of(problem.config())) {
+    SCOPED_TRACE(::testing::Message() << target << ", payload " << std::hex << payload << ", mask " << in_mask);
+    const Result<Outputs> got = problem.run(target);
+    ASSERT_TRUE(got.has_value());
+    EXPECT_TRUE(std::isnan(got->lse[0]));
+    EXPECT_TRUE(std::all_of(got->out.begin(), got->out.begin() + 64, [](double x) { return std::isnan(x); }));
+    EXPECT_TRUE(std::isfinite(got->lse.back()));
+  }
+}
+
+TEST(Attend, ANanOfAnyPayloadInQueriesAndMasksMakesItsRowNan) {
+  for (const DType format : {DType::f32, DType::f16, DType::bf16}) {
+    for (const std::int32_t rows : {2, 4, 20}) {
+      for (const std::uint32_t payload :
+           {0x7FC00000U, 0x7FC00001U, 0xFFFFFFFFU, 0x7FFFFFFFU, 0x7F800001U, 0xFF800001U}) {
+        ProblemShape shape;
+        shape.config = {.num_q_heads = 4, .num_kv_heads = 1, .head_dim = 64, .kv_dtype = format};
+        shape.sequences = {{64, rows}};
+        shape.q_dtype = DType::f32;
+        expect_nan_makes_its_row_nan(shape, false, payload);
+        shape.mask = MaskKind::kAdditive;
+        expect_nan_makes_its_row_nan(shape, true, payload);
+      }
+    }
+  }
+}
+
 TEST(Attend, InfinityAndNanReachOnlyRowsThatSeeTheirKeysThroughAWindow) {
   ProblemShape shape;
   shape.config.variant.window_left = 3;
@@ -551,6 +586,7 @@ TEST(Attend, F16AsBf16IsAttentionOverBf16PagesOfTheRoundedNumbers) {
       void* const row = const_cast<std::byte*>(v + half.batch().kv_indices[0] * half.view().v_page_stride);
       format::store_element(row, 0, DType::f16, 65504);
       format::store_element(row, 1, DType::f16, -65504);
+      format::store_element(row, 2, DType::f16, std::numeric_limits<float>::infinity());
       shape.config.kv_dtype = shape.q_dtype = DType::bf16;
       const Problem rounded(shape);
       copy_rounded(half, rounded);
