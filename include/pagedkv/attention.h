@@ -28,7 +28,8 @@ struct AttentionVariant {
   bool causal = true;             ///< A query sees keys up to its own position.
   std::int32_t window_left = -1;  ///< Keys to the left of a query that it sees besides its own; -1 = all.
   std::uint32_t sink_tokens = 0;  ///< First tokens that every query sees beside its window (StreamingLLM).
-  float logits_soft_cap = 0;      ///< cap * tanh(x / cap) on scaled logits; 0 = off. Finite, not negative or subnormal.
+  float logits_soft_cap =
+      0;  ///< cap * tanh(x / cap) on scaled logits; 0 = off, else 2^-126 to 1e38, above sm_scale / 1e38.
   std::span<const float> sinks = {};         ///< [num_q_heads] learned logits that join the softmax without a value.
   std::span<const float> alibi_slopes = {};  ///< [num_q_heads].
   /// f16 pages: K, V, queries and weights may be rounded to bf16 for the matrix units, which is several times as fast;

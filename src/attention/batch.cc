@@ -155,9 +155,8 @@ Result<kernels::AttendParams> read_layer(const AttentionConfig& config) noexcept
   if (config.page_size == 0 || config.page_size > kMaxPageSize) return invalid("page_size must be from 1 to 256");
   if (!is_valid(config.kv_dtype)) return invalid("unknown format of the pages");
   if (!std::isfinite(variant.sm_scale)) return invalid("sm_scale must be finite");
-  const float cap = variant.logits_soft_cap;  // is divided by
-  if (!std::isfinite(cap) || cap < 0 || (cap > 0 && cap < std::numeric_limits<float>::min())) {
-    return invalid("logits_soft_cap must be finite, not negative and not subnormal");
+  if (!is_soft_cap(variant)) {
+    return invalid("logits_soft_cap must be 0 or from 2^-126 to 1e38, and sm_scale / logits_soft_cap below 1e38");
   }
   const auto is_finite = [](float value) { return std::isfinite(value); };
   if (auto checked = check_sinks(variant.sinks, config.num_q_heads); !checked) return checked.error();
@@ -202,6 +201,13 @@ Result<void> check_batch(const AttentionConfig& config, const AttentionBatch& ba
     if (start < 0 || start > kMaxTokens) return invalid("q_start must be from 0 to 2^30");
   }
   return check_mask(config, batch);
+}
+
+bool is_soft_cap(const AttentionVariant& variant) noexcept {
+  constexpr float kLargest = 1e38F;
+  const float cap = variant.logits_soft_cap;
+  if (cap == 0) return true;
+  return cap >= std::numeric_limits<float>::min() && cap <= kLargest && std::abs(variant.sm_scale) / cap < kLargest;
 }
 
 SequenceView read_sequence(const AttentionConfig& config, const AttentionBatch& batch, std::size_t index) noexcept {

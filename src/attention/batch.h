@@ -58,4 +58,7 @@ KeyRange visible_keys(const kernels::AttendParams& params, std::int64_t kv_len, 
 /// Errors: kInvalidArgument
 Result<void> check_view(const kernels::AttendParams& params, const KvView& pages, std::int64_t page_id_limit) noexcept;
 
+/// Whether logits_soft_cap is 0 or a number that kernels can divide by and multiply with without leaving f32.
+bool is_soft_cap(const AttentionVariant& variant) noexcept;
+
 }  // namespace pagedkv::attention

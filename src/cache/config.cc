@@ -6,6 +6,7 @@
 #include <new>
 #include <span>
 
+#include "attention/batch.h"
 #include "core/align.h"
 #include "pagedkv/cpu.h"
 
@@ -29,9 +30,8 @@ bool all_sinks(std::span<const float> values) noexcept {
 Result<void> check_variant(const AttentionVariant& variant, const ModelShape& shape) noexcept {
   const std::size_t num_q_heads = shape.num_q_heads;
   if (!std::isfinite(variant.sm_scale)) return invalid("sm_scale must be finite");
-  const float cap = variant.logits_soft_cap;
-  if (!std::isfinite(cap) || cap < 0 || (cap > 0 && cap < std::numeric_limits<float>::min())) {
-    return invalid("logits_soft_cap must be finite, not negative and not subnormal");
+  if (!attention::is_soft_cap(variant)) {
+    return invalid("logits_soft_cap must be 0 or from 2^-126 to 1e38, and sm_scale / logits_soft_cap below 1e38");
   }
   if (variant.window_left < -1) return invalid("window_left must be -1 (off) or more");
   if (!variant.sinks.empty() && variant.sinks.size() != num_q_heads &&

@@ -97,6 +97,9 @@ TEST_F(Plan, RefusesConfigsOutOfRange) {
   EXPECT_EQ(code([](AttentionConfig& c) { c.variant.sm_scale = std::nanf(""); }), Errc::kInvalidArgument);
   EXPECT_EQ(code([](AttentionConfig& c) { c.variant.logits_soft_cap = -1; }), Errc::kInvalidArgument);
   EXPECT_EQ(code([](AttentionConfig& c) { c.variant.logits_soft_cap = 1e-39F; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.variant.logits_soft_cap = 1.3e38F; }), Errc::kInvalidArgument);
+  EXPECT_EQ(code([](AttentionConfig& c) { c.variant.logits_soft_cap = 1.2e-38F, c.variant.sm_scale = 30; }),
+            Errc::kInvalidArgument);
   EXPECT_EQ(code([&](AttentionConfig& c) { c.variant.sinks = three; }), Errc::kInvalidArgument);
   EXPECT_EQ(code([&](AttentionConfig& c) { c.variant.sinks = nan; }), Errc::kInvalidArgument);
   EXPECT_EQ(code([&](AttentionConfig& c) { c.variant.alibi_slopes = nan; }), Errc::kInvalidArgument);
