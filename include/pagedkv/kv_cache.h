@@ -206,7 +206,7 @@ class PAGEDKV_API KvCache {
   /// Keeps the cached prefix of `tokens` (full pages) from eviction until it is unpinned.
   ///
   /// Errors: kNotFound  nothing of it is cached
-  ///         kUnsupported (no prefix cache), kInvalidArgument (a key too long), kOutOfMemory
+  ///         kUnsupported (no prefix cache), kInvalidArgument (a key or prompt too long), kOutOfMemory
   Result<PinId> pin(std::span<const Token> tokens, const OpenOptions& options = {}) noexcept;
   /// Errors: kNotFound (no such pin; nothing changed)
   Result<void> unpin(PinId pin) noexcept;

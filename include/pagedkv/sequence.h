@@ -77,7 +77,7 @@ class PAGEDKV_API Sequence {
   [[nodiscard]] std::span<const PageId> pages(std::size_t group = 0) const noexcept;
   /// Ids of the tokens, as far as the caller gave them (open, StepItem::tokens). Valid until the next change.
   [[nodiscard]] std::span<const Token> tokens() const noexcept;
-  /// Pages that `append(num_tokens)` would take now, a copy on write included.
+  /// Pages that `append(num_tokens)` would take now, a copy on write included; in a step beyond those that it holds.
   [[nodiscard]] std::uint64_t pages_needed(std::uint32_t num_tokens) const noexcept;
 
   struct Control;  ///< Defined in src/sequence; shared with the rooms above.

@@ -18,6 +18,7 @@ namespace pagedkv {
 namespace {
 
 constexpr Error kMovedFrom{Errc::kClosed, "the cache was moved from"};
+constexpr Error kTooManyTokens{Errc::kInvalidArgument, "a prompt has more than 2^31 - 1 tokens"};
 constexpr Error kNoPrefixCache{Errc::kUnsupported, "the cache was made without a prefix cache"};
 constexpr Error kBadLayer{Errc::kInvalidArgument, "layer is out of range"};
 
@@ -96,9 +97,7 @@ Result<KvCache> KvCache::create(const KvCacheOptions& options) noexcept {
 
 Result<Sequence> KvCache::open(std::span<const Token> tokens, const OpenOptions& options) noexcept {
   if (!impl_) return kMovedFrom;
-  if (tokens.size() > sequence::kMaxTokens) {
-    return Error{Errc::kInvalidArgument, "a prompt has more than 2^31 - 1 tokens"};
-  }
+  if (tokens.size() > sequence::kMaxTokens) return kTooManyTokens;
   Result<Sequence> opened = impl_->store.open();
   if (!opened) return opened;
   if (impl_->prefixes) {
@@ -137,8 +136,10 @@ std::uint64_t KvCache::pages_for_tokens(std::uint64_t num_tokens, std::uint64_t 
     std::uint64_t held = all;
     if (table.window_left >= 0 && step_tokens != 0 && step_tokens < num_tokens) {
       // The window and the new tokens, two more pages that they may only touch, and those of the sinks.
-      const std::uint64_t seen = static_cast<std::uint64_t>(table.window_left) + step_tokens;
-      held = std::min(all, seen / page_size + 2 + ceil_div(table.sink_tokens, page_size));
+      std::uint64_t seen = 0;
+      if (checked_add(static_cast<std::uint64_t>(table.window_left), step_tokens, seen)) {
+        held = std::min(all, seen / page_size + 2 + ceil_div(table.sink_tokens, page_size));
+      }
     }
     if (!checked_add(num_pages, held, num_pages)) return UINT64_MAX;
   }
@@ -197,7 +198,8 @@ Result<KvView> KvCache::view(std::uint32_t layer) const noexcept {
   if (!impl_) return kMovedFrom;
   const cache::Config& config = *impl_->config;
   if (layer >= config.layers().places().size()) return kBadLayer;
-  return config.layout().view(impl_->pool.base(), config.layers().places()[layer].index, config.max_pages());
+  return config.layout().view(impl_->store.impl()->pool->base(), config.layers().places()[layer].index,
+                              config.max_pages());
 }
 
 Result<std::size_t> KvCache::page_table_of(std::uint32_t layer) const noexcept {
@@ -208,8 +210,10 @@ Result<std::size_t> KvCache::page_table_of(std::uint32_t layer) const noexcept {
 }
 
 PagePool& KvCache::pool() noexcept {
-  static PagePool closed;
-  return impl_ ? impl_->pool : closed;
+  static thread_local PagePool closed;
+  if (impl_) return impl_->pool;
+  closed = PagePool();  // whatever the caller made of it
+  return closed;
 }
 
 Result<std::uint64_t> KvCache::trim() noexcept {
@@ -226,6 +230,7 @@ Result<void> KvCache::set_capacity(std::uint64_t num_pages) noexcept {
 Result<PinId> KvCache::pin(std::span<const Token> tokens, const OpenOptions& options) noexcept {
   if (!impl_) return kMovedFrom;
   if (!impl_->prefixes) return kNoPrefixCache;
+  if (tokens.size() > sequence::kMaxTokens) return kTooManyTokens;
   return impl_->prefixes->pin(tokens, options);
 }
 

@@ -64,7 +64,7 @@ struct PAGEDKV_LOCAL PagePool::Impl {
     return is_valid(id) ? load_state(id) & kRefMask : 0;
   }
   /// Whether the holder of a reference may write the page: nobody else refers to it or can find it. Without a lock:
-  /// only the holder can make a page less writable, others can only drop their references. What they read of the page
+  /// others can only drop their references, but for a caller's own PagePool::retain. What they read of the page
   /// before that has been read: the writes of the holder come after it.
   [[nodiscard]] bool is_exclusive(PageId id) const noexcept {
     return std::atomic_ref<std::uint32_t>(states_[to_index(id)]).load(std::memory_order_acquire) == 1;

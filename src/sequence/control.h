@@ -40,6 +40,7 @@ struct PageTable {
   std::uint32_t num_released = 0;                    ///< Entries up to here were visited by the window.
   std::uint64_t window = 0;                          ///< Last one slid to by the caller; 0 = none.
   std::uint32_t num_before = 0;                      ///< In a step: entries before the reservation.
+  bool may_copy = false;                             ///< While reserving: a page was counted for a copy of the last.
   PageId replaced = kNullPage;                       ///< In a step: the shared page that the last entry is a copy of.
   PrefixChain chain;                                 ///< How far it is published; moved by cache/.
 };

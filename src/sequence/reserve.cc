@@ -16,6 +16,7 @@ namespace {
 
 using Control = Sequence::Control;
 using PageIds = boost::container::small_vector<PageId, 256>;
+using Tokens = boost::container::small_vector<Token, 256>;
 
 // Whether the last page of a table would be written by the next token although others can see it.
 bool must_copy_last(const SequenceStore::Impl& store, const Control& control, const PageTable& table) noexcept {
@@ -25,7 +26,8 @@ bool must_copy_last(const SequenceStore::Impl& store, const Control& control, co
 
 std::uint64_t pages_to_grow(const SequenceStore::Impl& store, const Control& control, const PageTable& table,
                             std::uint64_t num_new_tokens) noexcept {
-  return ceil_div(control.num_tokens + num_new_tokens, store.page_size) - table.pages.size();
+  const std::uint64_t needed = ceil_div(control.num_tokens + num_new_tokens, store.page_size);
+  return needed > table.pages.size() ? needed - table.pages.size() : 0;  // a step may hold them already
 }
 
 // Checks an item whose sequence is claimed.
@@ -98,7 +100,8 @@ void copy_page(SequenceStore::Impl& store, PageId from, PageId to, std::uint32_t
 
 // Puts reserved pages into the tables of one sequence. Returns the pages that it did not take: when a sharer left
 // meanwhile, a copy is not needed any more.
-const PageId* extend(SequenceStore::Impl& store, const ReserveItem& item, const PageId* fresh) noexcept {
+const PageId* extend(SequenceStore::Impl& store, const ReserveItem& item, std::span<const Token> tokens,
+                     const PageId* fresh) noexcept {
   Control& control = *item.control;
   control.num_new_tokens = item.num_new_tokens;
   control.num_ids_before = control.token_ids.size();
@@ -106,7 +109,7 @@ const PageId* extend(SequenceStore::Impl& store, const ReserveItem& item, const 
     table.num_before = static_cast<std::uint32_t>(table.pages.size());
     table.replaced = kNullPage;
     const std::uint64_t num_grown = pages_to_grow(store, control, table, item.num_new_tokens);
-    const bool copies = must_copy_last(store, control, table);
+    const bool copies = table.may_copy && must_copy_last(store, control, table);
     for (std::uint64_t i = 0; store.cleaner != nullptr && i < num_grown + (copies ? 1 : 0); ++i) {
       store.cleaner->clean(fresh[i], control);
     }
@@ -121,12 +124,22 @@ const PageId* extend(SequenceStore::Impl& store, const ReserveItem& item, const 
   }
   // Ids join those known if nothing between is unknown.
   const std::uint64_t known = control.token_ids.size();
-  if (!item.tokens.empty() && known >= control.num_tokens) {
-    const std::uint64_t skip = std::min<std::uint64_t>(known - control.num_tokens, item.tokens.size());
-    control.token_ids.insert(control.token_ids.end(), item.tokens.begin() + static_cast<std::ptrdiff_t>(skip),
-                             item.tokens.end());
+  if (!tokens.empty() && known >= control.num_tokens) {
+    const std::uint64_t skip = std::min<std::uint64_t>(known - control.num_tokens, tokens.size());
+    control.token_ids.insert(control.token_ids.end(), tokens.begin() + static_cast<std::ptrdiff_t>(skip), tokens.end());
   }
   return fresh;
+}
+
+// Counts the pages that `extend` will take at most. Whether the last one is copied is decided here, once: who refers to
+// it after this, by PagePool::retain in another thread, sees it written; who leaves spares the copy.
+std::uint64_t decide(const SequenceStore::Impl& store, const ReserveItem& item) noexcept {
+  std::uint64_t num_pages = 0;
+  for (PageTable& table : item.control->tables) {
+    table.may_copy = must_copy_last(store, *item.control, table);
+    num_pages += pages_to_grow(store, *item.control, table, item.num_new_tokens) + (table.may_copy ? 1U : 0U);
+  }
+  return num_pages;
 }
 
 }  // namespace
@@ -165,7 +178,7 @@ Result<void> reserve(SequenceStore::Impl& store, std::span<const ReserveItem> it
       unclaim(items.first(i));
       return claimed;
     }
-    num_pages += pages_for(store, *items[i].control, items[i].num_new_tokens);
+    num_pages += decide(store, items[i]);
   }
 
   // Before there is room for the ids: those of 2^31 tokens would be gigabytes, whatever the pool holds.
@@ -174,7 +187,9 @@ Result<void> reserve(SequenceStore::Impl& store, std::span<const ReserveItem> it
     return refused;
   }
   PageIds fresh;
+  Tokens ids;  // of all items: theirs may lie in the very arrays that grow, as Sequence::tokens() gives them
   try {
+    for (const ReserveItem& item : items) ids.insert(ids.end(), item.tokens.begin(), item.tokens.end());
     for (const ReserveItem& item : items) make_room(store, item);
     fresh.resize(num_pages);
   } catch (const std::bad_alloc&) {
@@ -189,7 +204,11 @@ Result<void> reserve(SequenceStore::Impl& store, std::span<const ReserveItem> it
 
   const PageId* next = fresh.data();
   const PageId* const end = next + fresh.size();
-  for (const ReserveItem& item : items) next = extend(store, item, next);
+  std::span<const Token> tokens = {ids.data(), ids.size()};
+  for (const ReserveItem& item : items) {
+    next = extend(store, item, tokens.first(item.tokens.size()), next);
+    tokens = tokens.subspan(item.tokens.size());
+  }
   PageReleaser unneeded(*store.pool);
   while (next != end) unneeded.add(*next++);
   return {};

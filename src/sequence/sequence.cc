@@ -150,7 +150,7 @@ Sequence::Sequence(Sequence&& other) noexcept : control_(std::exchange(other.con
 
 Sequence& Sequence::operator=(Sequence&& other) noexcept {
   if (this != &other) {
-    this->~Sequence();
+    const Sequence gone(std::move(*this));
     control_ = std::exchange(other.control_, nullptr);
   }
   return *this;

@@ -86,5 +86,31 @@ TEST(SequenceStress, ForksStepsAndClosesOfManyThreadsKeepEveryValue) {
   EXPECT_EQ(store.open_sequences(), 0U);
 }
 
+TEST(SequenceStress, PagesRetainedByOthersWhileTheyGrowAreCopiedOrNot) {
+  PagePool pool = PagePool::create({.page_bytes = 64, .capacity_pages = 8, .huge_pages = HugePages::kNever}).value();
+  SequenceStore store = SequenceStore::create(pool, 4).value();
+  Sequence own = store.open().value();
+  ASSERT_TRUE(own.append(2));
+  std::atomic<PageId> last{own.pages().back()};
+  std::atomic<bool> is_done{false};
+  run_threads([&](int thread) {
+    if (thread == 0) {
+      for (int round = 0; round < 20000; ++round) {
+        EXPECT_TRUE(own.append(1) && own.truncate(2));
+        last = own.pages().back();
+      }
+      is_done = true;
+      return;
+    }
+    while (thread == 1 && !is_done) {
+      const PageId page = last;
+      if (pool.retain({&page, 1})) {
+        EXPECT_TRUE(pool.release({&page, 1}));
+      }
+    }
+  });
+  EXPECT_EQ(pool.stats().used_pages, 1U);
+}
+
 }  // namespace
 }  // namespace pagedkv

@@ -256,6 +256,41 @@ TEST(Step, RecordsTheIdsOfTokens) {
   EXPECT_EQ(a.tokens().size(), 4u);
 }
 
+TEST(Step, TakesIdsThatLieInTheSequencesThatGrow) {
+  KvCache cache = tiny_cache(64);
+  std::vector<Token> prompt(16);
+  for (std::size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<Token>(100 + i);
+  Sequence a = cache.open(prompt).value(), b = cache.open().value();
+  feed(cache, a, 16, 1);
+  Step step = cache.begin_step({{&a, 8, a.tokens().first(8)}, {&b, 16, a.tokens()}}).value();  // as a drafter repeats
+  ASSERT_TRUE(step.commit());
+  EXPECT_EQ(std::vector<Token>(b.tokens().begin(), b.tokens().end()), prompt);
+  EXPECT_TRUE(std::equal(prompt.begin(), prompt.begin() + 8, a.tokens().begin() + 16));
+}
+
+TEST(Step, HoldsPagesThatItsSequencesNeedNoMore) {
+  KvCache cache = tiny_cache(64);
+  Sequence a = cache.open().value();
+  feed(cache, a, 2, 1);
+  const Step step = cache.begin_step({{&a, 10 * kPageSize}}).value();
+  EXPECT_EQ(a.pages_needed(1), 0u);
+}
+
+TEST(KvCache, WorksOnWhenItsPoolWasMovedAway) {
+  KvCache cache = tiny_cache(8);
+  Sequence a = cache.open().value();
+  const PagePool away = std::move(cache.pool());
+  feed(cache, a, 2, 3);
+  EXPECT_EQ(k_of(cache, a, 1), 3);
+}
+
+TEST(KvCache, CountsPagesForStepsOfAnySize) {
+  KvCacheOptions options = tiny(8);
+  options.attention.window_left = 100;
+  const KvCache cache = KvCache::create(options).value();
+  EXPECT_EQ(cache.pages_for_tokens(UINT64_MAX, UINT64_MAX - 1), UINT64_MAX / kPageSize + 1);
+}
+
 TEST(KvCache, SequencesAndStepsOutliveIt) {
   std::optional<KvCache> cache = tiny_cache(8);
   Sequence a = cache->open().value();
@@ -393,6 +428,7 @@ TEST(KvCache, APromptOfTooManyTokensIsRefusedWithoutAPrefixCacheToo) {
   const std::vector<Token> prompt{1, 2, 3};
   const std::span<const Token> too_long(prompt.data(), std::size_t{1} << 31);  // never read
   EXPECT_EQ(cache.open(too_long).error(), Errc::kInvalidArgument);
+  EXPECT_EQ(tiny_cache(8).pin(too_long).error(), Errc::kInvalidArgument);
   EXPECT_EQ(cache.stats().open_sequences, 0u);
   Sequence a = cache.open(prompt).value();
   EXPECT_EQ(a.tokens().size(), 3u);

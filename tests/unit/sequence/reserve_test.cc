@@ -261,7 +261,7 @@ TEST(Reserve, FailsCleanlyAtEveryAllocation) {
     EXPECT_FALSE(a.control()->is_busy());
     EXPECT_EQ(f.pool.stats().used_pages, 13U);
   }
-  EXPECT_EQ(failures, 3) << "page table, ids, scratch";
+  EXPECT_EQ(failures, 4) << "ids, page table, room for the ids, pages";
 }
 
 TEST(Reserve, MorePagesThanThePoolCanHaveAreRefusedWithoutRoomForThem) {
