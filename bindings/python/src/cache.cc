@@ -163,7 +163,8 @@ void bind_shape(nb::class_<PyCache>& cache) {
           "dtype", [](PyCache& c) { return to_string(c.shape.dtype); }, "\"f32\", \"f16\" or \"bf16\".")
       .def(
           "view_k", [](nb::object self, std::uint32_t layer) { return layer_view(self, layer, true); }, "layer"_a,
-          "K of one layer over the pages themselves: [num_pages, num_kv_heads, page_size, head_dim], by DLPack.")
+          "K of one layer over the pages themselves: [num_pages, num_kv_heads, page_size, head_dim], by DLPack. "
+          "Pages that no sequence ever held have no memory: to read them ends the process.")
       .def(
           "view_v", [](nb::object self, std::uint32_t layer) { return layer_view(self, layer, false); }, "layer"_a,
           "V of one layer, likewise.")
@@ -186,8 +187,7 @@ void bind_questions(nb::class_<PyCache>& cache) {
           "pages_needed",
           [](PyCache& c, nb::handle list) {
             const StepItems items = items_of(list);
-            const ExclusiveAll<PySequence> all(items.sequences);
-            return unwrap(unlocked([&] { return c.cache.pages_needed(items.items); }));
+            return unwrap(all_alone(items.sequences, [&] { return c.cache.pages_needed(items.items); }));
           },
           "items"_a, nb::sig("def pages_needed(self, items: collections.abc.Sequence[tuple]) -> int"),
           "Pages that begin_step(items) would take, copies on write included.")

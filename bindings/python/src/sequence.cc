@@ -17,12 +17,12 @@ namespace pagedkv::python {
 namespace {
 
 std::vector<std::int32_t> pages_of(PySequence& s, std::size_t group) {
-  const Exclusive one(s.in_use);
-  if (s.sequence.is_open() && group >= s.sequence.num_groups()) {
-    raise({Errc::kInvalidArgument, "there is no such layer group"});
-  }
   std::vector<std::int32_t> ids;
-  for (const PageId id : s.sequence.pages(group)) ids.push_back(to_index(id));
+  const bool is_known = alone(s, [&] {
+    for (const PageId id : s.sequence.pages(group)) ids.push_back(to_index(id));
+    return !s.sequence.is_open() || group < s.sequence.num_groups();
+  });
+  if (!is_known) raise({Errc::kInvalidArgument, "there is no such layer group"});
   return ids;
 }
 
@@ -36,9 +36,14 @@ std::uint64_t num_tokens(PySequence& s) {
   return alone(s, [&] { return s.sequence.num_tokens(); });
 }
 
+/// `function()` without the interpreter lock, while no other thread uses the sequence; its error is raised after that.
+template <class Function>
+auto call(PySequence& s, Function&& function) {
+  return unwrap(alone(s, [&] { return unlocked(function); }));
+}
+
 void close(PySequence& s) {
-  const Exclusive one(s.in_use);
-  unwrap(unlocked([&] { return s.sequence.close(); }));
+  call(s, [&] { return s.sequence.close(); });
 }
 
 void bind_facts_of(nb::class_<PySequence>& sequence) {
@@ -75,33 +80,23 @@ void bind_sequence(nb::module_& m) {
   sequence
       .def(
           "append",
-          [](PySequence& s, std::uint32_t num_tokens) {
-            const Exclusive one(s.in_use);
-            unwrap(unlocked([&] { return s.sequence.append(num_tokens); }));
-          },
+          [](PySequence& s, std::uint32_t num_tokens) { call(s, [&] { return s.sequence.append(num_tokens); }); },
           "num_tokens"_a, "Makes room for more tokens, or changes nothing. For engines with kernels of their own.")
       .def(
           "truncate",
-          [](PySequence& s, std::uint64_t num_tokens) {
-            const Exclusive one(s.in_use);
-            unwrap(unlocked([&] { return s.sequence.truncate(num_tokens); }));
-          },
+          [](PySequence& s, std::uint64_t num_tokens) { call(s, [&] { return s.sequence.truncate(num_tokens); }); },
           "num_tokens"_a, "Forgets all but the first num_tokens tokens.")
       .def(
           "slide",
           [](PySequence& s, std::uint64_t window, std::uint64_t sink_tokens, std::size_t group) {
-            const Exclusive one(s.in_use);
-            return unwrap(unlocked([&] { return s.sequence.slide(window, sink_tokens, group); }));
+            return call(s, [&] { return s.sequence.slide(window, sink_tokens, group); });
           },
           "window"_a, "sink_tokens"_a = 0, "group"_a = 0,
           "Releases the pages behind the last `window` tokens, but for those of the first `sink_tokens`; returns how "
           "many. Groups with a window of their own do so by themselves.")
       .def(
           "fork",
-          [](PySequence& s) {
-            const Exclusive one(s.in_use);
-            return std::make_unique<PySequence>(unwrap(unlocked([&] { return s.sequence.fork(); })));
-          },
+          [](PySequence& s) { return std::make_unique<PySequence>(call(s, [&] { return s.sequence.fork(); })); },
           "A second sequence with the same tokens that shares all pages; whoever writes a shared page first copies it.")
       .def("close", &close, "Releases all pages. Closing twice is harmless.")
       .def(

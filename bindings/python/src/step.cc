@@ -43,10 +43,7 @@ struct PyStep {
   template <class Function>
   void end(Function&& function) {
     const Exclusive one(in_use);
-    {
-      const ExclusiveAll<PySequence> all(sequences);
-      unwrap(unlocked(std::forward<Function>(function)));
-    }
+    unwrap(all_alone(sequences, function));
     sequences.clear();
     kept_alive.clear();
   }
@@ -132,9 +129,7 @@ StepItems items_of(nb::handle list) {
 
 nb::object begin_step(PyCache& c, nb::handle list) {
   StepItems items = items_of(list);
-  const std::vector<PySequence*> sequences = items.sequences;
-  const ExclusiveAll<PySequence> all(sequences);
-  Step step = unwrap(unlocked([&] { return c.cache.begin_step(items.items); }));
+  Step step = unwrap(all_alone(items.sequences, [&] { return c.cache.begin_step(items.items); }));
   return nb::cast(std::make_unique<PyStep>(std::move(step), c.shape, std::move(items)));
 }
 

@@ -53,6 +53,9 @@ nb::object page_data(nb::object self, std::int32_t page) {
   PagePool& pool = nb::cast<PagePool&>(self);
   std::byte* const bytes = pool.page_data(PageId{page});
   if (bytes == nullptr) raise({Errc::kInvalidArgument, "a page id is out of range"});
+  if (pool.ref_count(PageId{page}) == 0 && !pool.is_evictable(PageId{page})) {
+    raise({Errc::kInvalidArgument, "nobody holds the page: it may have no memory yet"});
+  }
   const std::size_t shape[] = {static_cast<std::size_t>(pool.page_bytes())};
   return nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::device::cpu>(bytes, 1, shape, self));
 }
@@ -82,7 +85,7 @@ void bind_pool(nb::module_& m) {
           "Whether the page holds a published prefix that nobody refers to.")
       .def("can_allocate", &PagePool::can_allocate, "num_pages"_a, "Whether so many could be had above the watermark.")
       .def("page_data", &page_data, "page"_a, nb::sig("def page_data(self, page: int) -> numpy.ndarray"),
-           "The bytes of a page in place, as a NumPy array.")
+           "The bytes of a page that somebody holds, in place, as a NumPy array.")
       .def(
           "set_capacity",
           [](PagePool& pool, std::uint64_t pages) { unwrap(unlocked([&] { return pool.set_capacity(pages); })); },

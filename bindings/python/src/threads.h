@@ -8,6 +8,7 @@
 #include <span>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "errors.h"
 
@@ -70,11 +71,19 @@ inline void wait_for(std::atomic<bool>& in_use) noexcept {
   while (in_use.exchange(true, std::memory_order_acquire)) std::this_thread::yield();
 }
 
-/// `function()` while no other thread uses `object`.
+/// `function()` while no other thread uses `object`. It must not run Python, as raising does: what Python's collector
+/// then destroys may wait for the same object.
 template <class Object, class Function>
 auto alone(Object& object, Function&& function) {
   const Exclusive one(object.in_use);
   return std::forward<Function>(function)();
+}
+
+/// `function()` without the interpreter lock, while no other thread uses any of the objects.
+template <class Object, class Function>
+auto all_alone(const std::vector<Object*>& objects, Function&& function) {
+  const ExclusiveAll<Object> all(objects);
+  return unlocked(std::forward<Function>(function));
 }
 
 }  // namespace pagedkv::python

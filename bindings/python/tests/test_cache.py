@@ -431,3 +431,21 @@ def test_f16_is_computed_in_bf16_only_where_that_is_asked_for(make_cache):
             outputs.append(step.attend(0, torch.ones_like(q)).float())
     assert (outputs[0] - (1 + 2**-9)).abs().max() < 1e-6
     assert (outputs[1] - (1 if pagedkv.active_target() == "amx" else 1 + 2**-9)).abs().max() < 2e-4
+
+
+def test_a_step_that_the_collector_finds_while_its_sequence_raises_does_not_wait_for_it():
+    cache = pagedkv.KvCache(num_layers=1, num_q_heads=1, num_kv_heads=1, head_dim=8, capacity_pages=4)
+    sequence = cache.open()
+    before = gc.get_threshold()
+    gc.disable()
+    try:
+        cycle = [cache.begin_step([(sequence, 1)])]
+        cycle.append(cycle)
+        del cycle
+        gc.enable()
+        gc.set_threshold(1)
+        with pytest.raises(pagedkv.Busy):
+            sequence.close()
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)

@@ -43,6 +43,13 @@ def test_the_bytes_of_a_page_are_seen_in_place_and_keep_the_pool_alive(pool):
     assert data[255] == 7
 
 
+def test_the_bytes_of_a_page_that_nobody_holds_are_refused(pool):
+    (page,) = pool.allocate(1)
+    pool.release([page])
+    with pytest.raises(pagedkv.InvalidArgument):
+        pool.page_data(page)
+
+
 def test_capacity_and_trim(pool):
     large = pagedkv.PagePool(page_bytes=1 << 16, capacity_pages=8)
     large.release(large.allocate(8))
