@@ -83,7 +83,8 @@ class PAGEDKV_API PagePool {
   [[nodiscard]] PoolStats stats() const noexcept;
 
   [[nodiscard]] std::byte* base() const noexcept;
-  [[nodiscard]] std::byte* page_data(PageId id) const noexcept;  ///< [page_bytes]; nullptr if out of range.
+  /// [page_bytes]; nullptr if out of range. Of a page that was never handed out not even to be read: it has no memory.
+  [[nodiscard]] std::byte* page_data(PageId id) const noexcept;
   [[nodiscard]] std::uint64_t page_bytes() const noexcept;
   [[nodiscard]] std::uint64_t capacity_pages() const noexcept;      ///< Pages that may be in use now.
   [[nodiscard]] std::uint64_t max_capacity_pages() const noexcept;  ///< Ids are below this for ever.
