@@ -1,6 +1,8 @@
 // A paged sequence made by seed, one kernel task over it, and what the f64 oracle says of it.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -227,5 +229,15 @@ class AttendCase {
   std::int64_t mask_row_stride_ = 0, mask_head_stride_ = 0;
   AttendParams params_{};
 };
+
+/// Asserts that `some`, the rows from `first` on in a task of their own, are what `all` has of these rows.
+inline void expect_same_rows(const AttendShape& shape, const AttendCase::Result& some, const AttendCase::Result& all,
+                             std::int32_t first) {
+  const std::size_t before = static_cast<std::size_t>(first) * shape.group;
+  for (std::size_t i = 0; i < some.out.size(); ++i) {
+    ASSERT_EQ(some.out[i], all.out[before * shape.v_head_dim + i]) << "element " << i;
+  }
+  for (std::size_t i = 0; i < some.lse.size(); ++i) ASSERT_EQ(some.lse[i], all.lse[before + i]) << "row " << i;
+}
 
 }  // namespace pagedkv::testing

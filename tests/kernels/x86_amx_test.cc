@@ -300,13 +300,8 @@ void expect_rows_alone_as_together(const AttendShape& shape, const AttendKernel&
     const std::int32_t count = std::min(first % 2 == 0 ? 23 : 1, 100 - first);
     const std::int64_t end = 600 + first + count;  // keys past the rows' own positions are no task's business
     const AttendCase::Result some = test_case.run(kernel, 1, 0, end, first, count);
-    const std::size_t row = std::size_t{shape.group} * shape.v_head_dim;
-    for (std::size_t i = 0; i < some.out.size(); ++i) {
-      ASSERT_EQ(some.out[i], all.out[static_cast<std::size_t>(first) * row + i]) << describe(shape) << " " << i;
-    }
-    for (std::size_t i = 0; i < some.lse.size(); ++i) {
-      ASSERT_EQ(some.lse[i], all.lse[static_cast<std::size_t>(first) * shape.group + i]) << describe(shape);
-    }
+    SCOPED_TRACE(describe(shape));
+    ASSERT_NO_FATAL_FAILURE(expect_same_rows(shape, some, all, first));
   }
 }
 
