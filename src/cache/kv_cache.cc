@@ -72,6 +72,8 @@ KvCache::Impl::Impl(std::unique_ptr<const cache::Config> checked, PagePool page_
       pool(std::move(page_pool)),
       store(std::move(sequence_store)),
       prefixes(std::move(prefix_sharing)) {}
+std::byte* KvCache::Impl::base() const noexcept { return store.impl()->pool->base(); }
+
 KvCache::Impl::~Impl() = default;
 
 std::unique_ptr<Step::Impl> KvCache::Impl::take_step() noexcept {
@@ -198,8 +200,7 @@ Result<KvView> KvCache::view(std::uint32_t layer) const noexcept {
   if (!impl_) return kMovedFrom;
   const cache::Config& config = *impl_->config;
   if (layer >= config.layers().places().size()) return kBadLayer;
-  return config.layout().view(impl_->store.impl()->pool->base(), config.layers().places()[layer].index,
-                              config.max_pages());
+  return config.layout().view(impl_->base(), config.layers().places()[layer].index, config.max_pages());
 }
 
 Result<std::size_t> KvCache::page_table_of(std::uint32_t layer) const noexcept {

@@ -31,6 +31,9 @@ struct PAGEDKV_LOCAL KvCache::Impl {
   /// Keeps an ended step for `take_step`, or frees it when enough are kept.
   void put_step(std::unique_ptr<Step::Impl> step) noexcept;
 
+  /// Where the pages begin: as the store has it, since the caller may move `pool` away.
+  [[nodiscard]] std::byte* base() const noexcept;
+
   const std::unique_ptr<const cache::Config> config;
   PagePool pool;
   SequenceStore store;

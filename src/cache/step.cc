@@ -52,8 +52,7 @@ Result<void> Step::Impl::write(std::uint32_t layer, ConstTensor k, ConstTensor v
   }
   const cache::Config& config = *cache->config;
   const cache::LayerPlace place = config.layers().places()[layer];
-  const KvWriteView pages =
-      config.layout().write_view(cache->store.impl()->pool->base(), place.index, config.max_pages());
+  const KvWriteView pages = config.layout().write_view(cache->base(), place.index, config.max_pages());
   return write_kv(config.attention(place.table), pages, tables_[place.table].slots, k, v);
 }
 
@@ -64,7 +63,7 @@ Result<void> Step::Impl::attend(std::uint32_t layer, ConstTensor q, Tensor out, 
   }
   const cache::Config& config = *cache->config;
   const cache::LayerPlace place = config.layers().places()[layer];
-  const KvView pages = config.layout().view(cache->store.impl()->pool->base(), place.index, config.max_pages());
+  const KvView pages = config.layout().view(cache->base(), place.index, config.max_pages());
   return tables_[place.table].plan->run(pages, q, out, lse, config.sinks(layer));
 }
 

@@ -40,7 +40,7 @@ struct PageTable {
   std::uint32_t num_released = 0;                    ///< Entries up to here were visited by the window.
   std::uint64_t window = 0;                          ///< Last one slid to by the caller; 0 = none.
   std::uint32_t num_before = 0;                      ///< In a step: entries before the reservation.
-  bool may_copy = false;                             ///< While reserving: a page was counted for a copy of the last.
+  bool may_copy = false;                             ///< A page was counted for a copy of the last one.
   PageId replaced = kNullPage;                       ///< In a step: the shared page that the last entry is a copy of.
   PrefixChain chain;                                 ///< How far it is published; moved by cache/.
 };
@@ -114,8 +114,9 @@ void commit(Sequence::Control& control, std::uint64_t accepted) noexcept;
 /// Ends a reservation: all is as it was before. Frees the control if its Sequence was dropped.
 inline void roll_back(Sequence::Control& control) noexcept { commit(control, 0); }
 
-/// Pages that `num_new_tokens` more tokens of one sequence would take, a copy on write included.
-[[nodiscard]] std::uint64_t pages_for(const SequenceStore::Impl& store, const Sequence::Control& control,
+/// Pages that `num_new_tokens` more tokens of one sequence would take, a copy on write included, which each table
+/// notes.
+[[nodiscard]] std::uint64_t pages_for(const SequenceStore::Impl& store, Sequence::Control& control,
                                       std::uint64_t num_new_tokens) noexcept;
 
 /// Releases the pages of a table that lie wholly before the last `window` tokens and behind those of the sinks. Returns

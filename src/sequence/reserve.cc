@@ -131,25 +131,15 @@ const PageId* extend(SequenceStore::Impl& store, const ReserveItem& item, std::s
   return fresh;
 }
 
-// Counts the pages that `extend` will take at most. Whether the last one is copied is decided here, once: who refers to
-// it after this, by PagePool::retain in another thread, sees it written; who leaves spares the copy.
-std::uint64_t decide(const SequenceStore::Impl& store, const ReserveItem& item) noexcept {
-  std::uint64_t num_pages = 0;
-  for (PageTable& table : item.control->tables) {
-    table.may_copy = must_copy_last(store, *item.control, table);
-    num_pages += pages_to_grow(store, *item.control, table, item.num_new_tokens) + (table.may_copy ? 1U : 0U);
-  }
-  return num_pages;
-}
-
 }  // namespace
 
-std::uint64_t pages_for(const SequenceStore::Impl& store, const Control& control,
-                        std::uint64_t num_new_tokens) noexcept {
+// Whether the last page is copied is decided here, once: who refers to it after this, by PagePool::retain in another
+// thread, sees it written; who leaves spares the copy.
+std::uint64_t pages_for(const SequenceStore::Impl& store, Control& control, std::uint64_t num_new_tokens) noexcept {
   std::uint64_t num_pages = 0;
-  for (const PageTable& table : control.tables) {
-    num_pages += pages_to_grow(store, control, table, num_new_tokens);
-    num_pages += must_copy_last(store, control, table) ? 1U : 0U;
+  for (PageTable& table : control.tables) {
+    table.may_copy = must_copy_last(store, control, table);
+    num_pages += pages_to_grow(store, control, table, num_new_tokens) + (table.may_copy ? 1U : 0U);
   }
   return num_pages;
 }
@@ -178,7 +168,7 @@ Result<void> reserve(SequenceStore::Impl& store, std::span<const ReserveItem> it
       unclaim(items.first(i));
       return claimed;
     }
-    num_pages += decide(store, items[i]);
+    num_pages += pages_for(store, *items[i].control, items[i].num_new_tokens);
   }
 
   // Before there is room for the ids: those of 2^31 tokens would be gigabytes, whatever the pool holds.
