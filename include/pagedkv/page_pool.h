@@ -83,7 +83,8 @@ class PAGEDKV_API PagePool {
   [[nodiscard]] PoolStats stats() const noexcept;
 
   [[nodiscard]] std::byte* base() const noexcept;
-  /// [page_bytes]; nullptr if out of range. Of a page that was never handed out not even to be read: it has no memory.
+  /// [page_bytes]; nullptr if out of range. To be written by holders of a reference only; a page that was never handed
+  /// out reads as zeros, and to write it ends the process: it has no memory.
   [[nodiscard]] std::byte* page_data(PageId id) const noexcept;
   [[nodiscard]] std::uint64_t page_bytes() const noexcept;
   [[nodiscard]] std::uint64_t capacity_pages() const noexcept;      ///< Pages that may be in use now.

@@ -17,7 +17,8 @@ class LinuxMemory final : public OsMemory {
     if (!checked_add(num_bytes, alignment, padded) || padded > std::numeric_limits<std::size_t>::max()) {
       return Error{Errc::kInvalidArgument, "the address range overflows"};
     }
-    void* mapped = ::mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    // Readable from the start, as the zero page: what is read by mistake costs neither memory nor the process.
+    void* mapped = ::mmap(nullptr, padded, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) return Error{Errc::kOsError, "address space could not be reserved (mmap)"};
 
     // mmap aligns to OS pages only: cut what lies before and behind the aligned range.

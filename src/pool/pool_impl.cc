@@ -322,25 +322,41 @@ Result<void> PagePool::Impl::set_capacity(std::uint64_t num_pages) noexcept {
 // Gives the memory of runs of free pages among first .. last-1 back.
 Result<std::uint64_t> PagePool::Impl::trim_chunk_locked(std::uint64_t first, std::uint64_t last) noexcept {
   std::uint64_t num_trimmed = 0;
-  for (std::uint64_t begin = first; begin < last;) {
-    std::uint64_t end = begin;
-    while (end < last && load_state(PageId{static_cast<std::int32_t>(end)}) == kIdle) ++end;
-    if (end == begin) {
-      ++begin;
-      continue;
+  for (std::uint64_t begin = first; begin < last; ++begin) {
+    // Pages given back before belong to a run: an OS page may lie under one of them and one used since.
+    std::uint64_t end = begin, first_warm = last, end_warm = begin;
+    for (; end < last && is_free(end); ++end) {
+      if (is_cold(end)) continue;
+      first_warm = std::min(first_warm, end);
+      end_warm = end + 1;
     }
-    const auto given = data_.decommit(begin * page_bytes_, end * page_bytes_);
-    if (!given) return given.error();
-    // Pages that share an OS page with a live neighbour keep their memory, and count as backed.
-    const std::uint64_t last_inside = given->end / page_bytes_;
-    for (std::uint64_t i = ceil_div(given->begin, page_bytes_); i < last_inside; ++i) {
-      store_state(PageId{static_cast<std::int32_t>(i)}, kIdle | kCold);
-      --backed_pages_;
-      ++num_trimmed;
+    if (first_warm < end_warm) {
+      const auto trimmed = trim_run_locked({begin, end}, {first_warm, end_warm});
+      if (!trimmed) return trimmed.error();
+      num_trimmed += *trimmed;
     }
     begin = end;
   }
   return num_trimmed * page_bytes_;
+}
+
+// Gives the OS pages under the pages `warm` back, as far as they lie in `run`, which is free; returns how many pages.
+Result<std::uint64_t> PagePool::Impl::trim_run_locked(PageRange run, PageRange warm) noexcept {
+  const std::uint64_t os_page = data_.os_page_bytes();
+  const std::uint64_t begin = std::max(run.begin * page_bytes_, warm.begin * page_bytes_ & ~(os_page - 1));
+  const std::uint64_t end = std::min(run.end * page_bytes_, round_up(warm.end * page_bytes_, os_page));
+  const auto given = data_.decommit(begin, end);
+  if (!given) return given.error();
+  // Pages that share an OS page with a live neighbour keep their memory, and count as backed.
+  std::uint64_t num_trimmed = 0;
+  const std::uint64_t end_inside = given->end / page_bytes_;
+  for (std::uint64_t i = ceil_div(given->begin, page_bytes_); i < end_inside; ++i) {
+    if (is_cold(i)) continue;
+    store_state(PageId{static_cast<std::int32_t>(i)}, kIdle | kCold);
+    ++num_trimmed;
+  }
+  backed_pages_ -= num_trimmed;
+  return num_trimmed;
 }
 
 }  // namespace pagedkv

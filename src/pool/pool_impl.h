@@ -119,6 +119,11 @@ struct PAGEDKV_LOCAL PagePool::Impl {
   [[nodiscard]] std::uint32_t load_state(PageId id) const noexcept {
     return std::atomic_ref<std::uint32_t>(states_[to_index(id)]).load(std::memory_order_relaxed);
   }
+  [[nodiscard]] std::uint32_t load_state(std::uint64_t index) const noexcept {
+    return load_state(PageId{static_cast<std::int32_t>(index)});
+  }
+  [[nodiscard]] bool is_free(std::uint64_t index) const noexcept { return (load_state(index) & ~kCold) == kIdle; }
+  [[nodiscard]] bool is_cold(std::uint64_t index) const noexcept { return (load_state(index) & kCold) != 0; }
   // Written under the lock only; atomic because ref_count() and is_exclusive() read without it.
   void store_state(PageId id, std::uint32_t state) noexcept {
     std::atomic_ref<std::uint32_t>(states_[to_index(id)]).store(state, std::memory_order_release);
@@ -132,7 +137,11 @@ struct PAGEDKV_LOCAL PagePool::Impl {
   void push_free_locked(PageId id) noexcept;
   void undo_release_locked(std::span<const PageId> ids) noexcept;
   void drop_published_locked(PageId id) noexcept;
+  struct PageRange {
+    std::uint64_t begin = 0, end = 0;
+  };
   Result<std::uint64_t> trim_chunk_locked(std::uint64_t first, std::uint64_t last) noexcept;
+  Result<std::uint64_t> trim_run_locked(PageRange run, PageRange warm) noexcept;
 
   alignas(kCacheLineBytes) SpinLock lock_;
   std::uint32_t* states_ = nullptr;    // [reserved_pages]

@@ -440,6 +440,7 @@ static void test_pool_store_and_plan(void) {
   OK(pagedkv_pool_allocate(pool, pages, 2));
   CHECK_STATUS(pagedkv_pool_allocate(pool, pages + 2, 7), PAGEDKV_OUT_OF_PAGES);
   CHECK_STATUS(pagedkv_pool_allocate(pool, pages, 9), PAGEDKV_OUT_OF_PAGES);
+  CHECK_STATUS(pagedkv_pool_allocate(pool, pages, 1 << 20), PAGEDKV_OUT_OF_PAGES);
   CHECK_STATUS(pagedkv_pool_allocate(pool, NULL, 1), PAGEDKV_INVALID_ARGUMENT);
   OK(pagedkv_pool_retain(pool, pages, 1));
   OK(pagedkv_pool_ref_count(pool, pages[0], &references));
@@ -460,7 +461,7 @@ static void test_pool_store_and_plan(void) {
   CHECK_STATUS(pagedkv_pool_page_data(pool, -1, &data), PAGEDKV_INVALID_ARGUMENT);
   pagedkv_pool_stats stats = {.struct_size = sizeof stats};
   OK(pagedkv_pool_get_stats(pool, &stats));
-  CHECK(stats.capacity_pages == 9 && stats.used_pages == 0);
+  CHECK(stats.capacity_pages == 9 && stats.used_pages == 0 && stats.failed_allocations == 3);
 
   pagedkv_store store = 0;
   pagedkv_sequence sequence = 0;

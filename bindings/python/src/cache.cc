@@ -164,7 +164,8 @@ void bind_shape(nb::class_<PyCache>& cache) {
       .def(
           "view_k", [](nb::object self, std::uint32_t layer) { return layer_view(self, layer, true); }, "layer"_a,
           "K of one layer over the pages themselves: [num_pages, num_kv_heads, page_size, head_dim], by DLPack. "
-          "Pages that no sequence ever held have no memory: to read them ends the process.")
+          "Write pages that you hold only: one that no sequence ever held reads as zeros, and to write it ends the "
+          "process.")
       .def(
           "view_v", [](nb::object self, std::uint32_t layer) { return layer_view(self, layer, false); }, "layer"_a,
           "V of one layer, likewise.")

@@ -6,6 +6,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -40,8 +41,8 @@ std::unique_ptr<PagePool> make_pool(std::uint64_t page_bytes, std::uint64_t capa
 }
 
 std::vector<std::int32_t> allocate(PagePool& pool, std::uint64_t count) {
-  if (count > pool.capacity_pages()) raise({Errc::kOutOfPages, "more pages were asked for than the pool has"});
-  std::vector<PageId> ids(count);
+  // More than there can ever be are refused by the pool, and counted, as one too many: absurd counts need no memory.
+  std::vector<PageId> ids(std::min(count, pool.max_capacity_pages() + 1));
   unwrap(unlocked([&] { return pool.allocate(ids); }));
   std::vector<std::int32_t> pages;
   for (const PageId id : ids) pages.push_back(to_index(id));

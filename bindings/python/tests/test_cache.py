@@ -94,6 +94,7 @@ def test_views_show_the_rows_in_place(make_cache):
     for view, expected in ((cache.view_k(2), k), (cache.view_v(2), v)):
         held = torch.from_dlpack(view)[pages]  # [pages, heads, page_size, dim]
         assert torch.equal(held.transpose(1, 2).reshape(-1, 2, 16)[:6], expected)
+    assert not torch.from_dlpack(cache.view_k(0))[-1].any(), "a page that nobody ever held"
     view = torch.from_dlpack(cache.view_k(0))
     first_page = view[sequence.pages[0], 0, 0].clone()
     del cache, sequence

@@ -28,6 +28,7 @@ def test_pages_are_counted_by_reference(pool):
     for count in (9, 2**40):
         with pytest.raises(pagedkv.OutOfPages):
             pool.allocate(count)
+    assert pool.stats()["failed_allocations"] == 2
     assert not pool.can_allocate(9) and not pool.is_evictable(0)
 
 

@@ -221,7 +221,7 @@ typedef struct {
   pagedkv_bytes cache_salt; /* Namespace of a tenant. */
   pagedkv_bytes extra_key;  /* Whatever else changes K and V. */
   const pagedkv_retention* retention;
-  size_t num_retention;
+  size_t num_retention; /* 256 at most. */
 } pagedkv_open_options;
 
 typedef struct {
@@ -365,7 +365,8 @@ PAGEDKV_API pagedkv_status pagedkv_pool_can_allocate(pagedkv_pool pool, uint64_t
  * out-pointers are skipped. */
 PAGEDKV_API pagedkv_status pagedkv_pool_memory(pagedkv_pool pool, void** base, uint64_t* page_bytes,
                                                uint64_t* max_pages);
-/* Memory of a page; it never moves. PAGEDKV_INVALID_ARGUMENT for an id out of range. */
+/* Memory of a page; it never moves. To be written by who holds a reference only: a page that was never handed out reads
+ * as zeros, and to write it ends the process. PAGEDKV_INVALID_ARGUMENT for an id out of range. */
 PAGEDKV_API pagedkv_status pagedkv_pool_page_data(pagedkv_pool pool, int32_t page, void** data);
 PAGEDKV_API pagedkv_status pagedkv_pool_get_stats(pagedkv_pool pool, pagedkv_pool_stats* stats);
 PAGEDKV_API pagedkv_status pagedkv_pool_trim(pagedkv_pool pool, uint64_t* given_bytes); /* NULL is skipped. */

@@ -19,6 +19,14 @@ PagePool make_pool(std::uint64_t capacity_pages, std::uint64_t page_bytes = 4096
       .value();
 }
 
+PagePool make_elastic_pool(std::uint64_t capacity_pages, std::uint64_t max_capacity_pages) {
+  return PagePool::create({.page_bytes = 8192,
+                           .capacity_pages = capacity_pages,
+                           .max_capacity_pages = max_capacity_pages,
+                           .huge_pages = HugePages::kNever})
+      .value();
+}
+
 void expect_counts_add_up(const PagePool& pool) {
   const PoolStats stats = pool.stats();
   EXPECT_EQ(stats.used_pages + stats.evictable_pages + stats.free_pages, stats.capacity_pages);
@@ -265,6 +273,35 @@ TEST(PagePool, TrimOfPagesSmallerThanAnOsPageSparesLiveNeighbours) {
   EXPECT_EQ(pool.stats().committed_bytes, 256U * 1024 - given);
 }
 
+TEST(PagePool, TrimGivesBackWhatLiesBesidePagesThatItGaveBackBefore) {
+  PagePool pool = make_pool(256, 1024);
+  std::vector<PageId> ids(256);
+  ASSERT_TRUE(pool.allocate(ids));
+  ASSERT_TRUE(pool.release(ids));
+  ASSERT_EQ(pool.trim().value(), 256U * 1024);
+  for (const std::size_t num_used : {1U, 3U, 6U, 13U}) {
+    ids.resize(num_used);
+    ASSERT_TRUE(pool.allocate(ids));
+    for (const PageId id : ids) std::memset(pool.page_data(id), 0x5a, 1024);
+    ASSERT_TRUE(pool.release(std::span(ids).subspan(1)));
+    EXPECT_LT(pool.trim().value(), num_used * 1024) << "one of them is live";
+    EXPECT_EQ(pool.page_data(ids[0])[1023], std::byte{0x5a});
+    ASSERT_TRUE(pool.release(std::span(ids).first(1)));
+    ASSERT_TRUE(pool.trim());
+    EXPECT_EQ(pool.stats().committed_bytes, 0U);
+    for (const PageId id : ids) EXPECT_EQ(pool.page_data(id)[1023], std::byte{0});
+    EXPECT_EQ(pool.trim().value(), 0U) << "nothing is left to give";
+  }
+}
+
+TEST(PagePool, APageThatWasNeverHandedOutReadsAsZero) {
+  PagePool pool = make_elastic_pool(4096, 8192);
+  EXPECT_EQ(pool.page_data(PageId{8191})[8191], std::byte{0});
+  ASSERT_TRUE(pool.allocate());
+  EXPECT_EQ(pool.page_data(PageId{8191})[0], std::byte{0});
+  EXPECT_EQ(pool.stats().committed_bytes, 8192U);
+}
+
 TEST(PagePool, TrimGivesAllBackWhateverPiecesItWorksIn) {
   PagePool pool = make_pool(400'000, 192);  // 18,750 OS pages, and more than is given back in one piece
   std::vector<PageId> ids(400'000);
@@ -280,14 +317,6 @@ TEST(PagePool, MetadataIsUnderAThousandthOfThePagesOfAnEightBillionModel) {
   EXPECT_LT(stats.metadata_bytes * 1000, stats.page_bytes * stats.capacity_pages);
   EXPECT_GT(stats.metadata_bytes, 4096U * 8) << "a state and an entry of the free list for each page";
   EXPECT_LT(stats.metadata_bytes, 4096U * 8 + 4096);
-}
-
-PagePool make_elastic_pool(std::uint64_t capacity_pages, std::uint64_t max_capacity_pages) {
-  return PagePool::create({.page_bytes = 8192,
-                           .capacity_pages = capacity_pages,
-                           .max_capacity_pages = max_capacity_pages,
-                           .huge_pages = HugePages::kNever})
-      .value();
 }
 
 TEST(PagePool, CapacityIsRaisedWhileServing) {
