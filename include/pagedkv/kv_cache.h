@@ -68,7 +68,7 @@ struct KvCacheOptions {
 struct OpenOptions {
   std::string_view cache_salt = {};                ///< Namespace of a tenant: prefixes are shared only within it.
   std::string_view extra_key = {};                 ///< Whatever else changes K and V: adapter, images.
-  std::span<const RetentionRange> retention = {};  ///< How long its pages stay cached; copied.
+  std::span<const RetentionRange> retention = {};  ///< How long its pages stay cached; copied. 256 at most.
 };
 
 /// One sequence of a step.
@@ -212,8 +212,8 @@ class PAGEDKV_API KvCache {
   Result<void> unpin(PinId pin) noexcept;
   /// Makes all cached prefixes unfindable. Sequences keep their pages.
   void clear_prefix_cache() noexcept;
-  /// Passes queued events (PrefixCacheOptions::event_capacity) to `callback` in this thread, oldest first; returns how
-  /// many. With several page tables, each publishes pages of its own.
+  /// Passes the events queued by now (PrefixCacheOptions::event_capacity) to `callback` in this thread, oldest first;
+  /// returns how many. With several page tables, each publishes pages of its own.
   std::uint64_t poll_events(CacheEventCallback callback, void* user) noexcept;
 
   KvCache(KvCache&&) noexcept;

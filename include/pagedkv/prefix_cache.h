@@ -26,6 +26,7 @@ struct RetentionRange {
 };
 inline constexpr std::uint32_t kDefaultRetentionPriority = 35;
 inline constexpr std::uint32_t kMaxRetentionPriority = 100;
+inline constexpr std::size_t kMaxRetentionRanges = 256;  ///< Of one sequence: every page is held against all of them.
 
 /// What a policy may know of a page.
 struct PublishedPage {
@@ -108,6 +109,7 @@ struct PrefixCacheOptions {
   std::shared_ptr<EvictionPolicy> policy = nullptr;  ///< Null: LRU. A policy serves one cache.
   std::uint64_t event_capacity = 0;                  ///< Events that the ring holds; 0 = no events.
   /// Hash of tokens after a prefix with hash `seed`; null = XXH3. It finds candidates only: tokens are always compared.
+  /// Of pages with equal hashes 256 are kept: more are not published.
   std::uint64_t (*hash)(const Token* tokens, std::size_t count, std::uint64_t seed) noexcept = nullptr;
   std::uint64_t (*now_ms)() noexcept = nullptr;  ///< Clock of retention durations; null = the steady clock.
 };

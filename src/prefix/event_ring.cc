@@ -32,11 +32,13 @@ void EventRing::push(CacheEventKind kind, PageId page, std::uint64_t hash, std::
 std::uint64_t EventRing::poll(CacheEventCallback callback, void* user) noexcept {
   if (!is_on() || callback == nullptr) return 0;
   std::array<Token, 256> tokens;  // the largest page_size
+  std::uint64_t end = 0;          // later events are left to the next call: they may come faster than they are taken
   for (std::uint64_t num_polled = 0;; ++num_polled) {
     CacheEvent event;
     {
       const std::scoped_lock guard(lock_);
-      if (next_read_ == next_write_) return num_polled;
+      if (num_polled == 0) end = next_write_;
+      if (next_read_ >= end) return num_polled;
       event.sequence_number = next_read_;
       const std::uint64_t slot = next_read_++ % records_.size();
       const Record& record = records_[slot];

@@ -20,7 +20,8 @@ class EventRing {
   /// Records an event; `tokens` is [page_size], or null. Some 20 ns.
   void push(CacheEventKind kind, PageId page, std::uint64_t hash, std::uint64_t parent_hash,
             const Token* tokens) noexcept;
-  /// Calls back for every queued event without holding the lock, oldest first; returns how many.
+  /// Calls back for every event queued at the time of the call without holding the lock, oldest first; returns how
+  /// many.
   std::uint64_t poll(CacheEventCallback callback, void* user) noexcept;
   [[nodiscard]] std::uint64_t num_lost() noexcept;
   [[nodiscard]] std::uint64_t num_bytes() const noexcept;

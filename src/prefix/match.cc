@@ -22,10 +22,10 @@ void PrefixIndex::hash_batch(std::uint64_t seed, const Token* tokens, std::uint6
 // A lookup is a chain of cache misses: bucket, entry, tokens. The hashes are known, so that all can be in flight.
 void PrefixIndex::prefetch_locked(const Batch& batch) const noexcept {
   for (std::uint64_t i = 0; i < batch.num_pages; ++i) {
-    __builtin_prefetch(&buckets_[static_cast<std::int64_t>(batch.hashes[i] & bucket_mask_)]);
+    __builtin_prefetch(&buckets_[bucket_of(batch.hashes[i])]);
   }
   for (std::uint64_t i = 0; i < batch.num_pages; ++i) {
-    const std::int32_t first = buckets_[static_cast<std::int64_t>(batch.hashes[i] & bucket_mask_)];
+    const std::int32_t first = buckets_[bucket_of(batch.hashes[i])];
     if (first == 0) continue;
     __builtin_prefetch(&entries_[first - 1]);
     __builtin_prefetch(tokens_of(PageId{first - 1}));
@@ -35,7 +35,7 @@ void PrefixIndex::prefetch_locked(const Batch& batch) const noexcept {
 // The page that holds `tokens` behind `parent`: the parent is exact, so that by induction the whole prefix is.
 PageId PrefixIndex::find_locked(const Namespace& name_space, PageId parent, std::uint64_t hash,
                                 const Token* tokens) const noexcept {
-  std::int32_t at = buckets_[static_cast<std::int64_t>(hash & bucket_mask_)] - 1;
+  std::int32_t at = buckets_[bucket_of(hash)] - 1;
   while (at >= 0) {
     const Entry& candidate = entries_[at];
     if (candidate.hash == hash && candidate.parent == to_index(parent) && candidate.name_space == &name_space &&

@@ -6,6 +6,8 @@
 #include <bit>
 #include <chrono>
 #include <new>
+#include <random>
+#include <stdexcept>
 #include <utility>
 
 #include "core/check.h"
@@ -16,6 +18,13 @@ namespace {
 
 std::uint64_t hash_tokens(const Token* tokens, std::size_t count, std::uint64_t seed) noexcept {
   return XXH3_64bits_withSeed(tokens, count * sizeof(Token), seed);
+}
+
+// Odd. Throws what std::random_device does, if the system has no random numbers.
+std::uint64_t secret_factor() {
+  std::random_device random;
+  static_assert(std::random_device::min() == 0 && std::random_device::max() == 0xFFFFFFFF);
+  return std::uint64_t{random()} << 32 | random() | 1;
 }
 
 std::uint64_t steady_now_ms() noexcept {
@@ -35,6 +44,7 @@ Result<std::unique_ptr<PrefixIndex>> PrefixIndex::create(std::shared_ptr<PagePoo
   if (options.event_capacity > kMaxEvents) return Error{Errc::kInvalidArgument, "event_capacity exceeds 2^24"};
   try {
     std::unique_ptr<PrefixIndex> index(new PrefixIndex(std::move(pool), page_size, options));
+    index->bucket_factor_ = secret_factor();
     index->events_.allocate(options.event_capacity, page_size);
     Result<void> done = index->allocate(options);
     if (!done) return done.error();
@@ -47,6 +57,8 @@ Result<std::unique_ptr<PrefixIndex>> PrefixIndex::create(std::shared_ptr<PagePoo
     return index;
   } catch (const std::bad_alloc&) {
     return Error{Errc::kOutOfMemory, "no memory for the prefix cache"};
+  } catch (const std::runtime_error&) {
+    return Error{Errc::kOsError, "the system gave no random number"};
   }
 }
 
@@ -60,7 +72,7 @@ Result<void> PrefixIndex::allocate(const PrefixCacheOptions& options) noexcept {
   auto tokens = memory::PageArray<Token>::create(pool_->os(), num_pages * page_size_);
   if (!tokens) return tokens.error();
   buckets_ = std::move(*buckets);
-  bucket_mask_ = num_buckets - 1;
+  bucket_shift_ = 63U - static_cast<unsigned>(std::countr_zero(num_buckets));
   entries_ = std::move(*entries);
   tokens_ = std::move(*tokens);
 
@@ -95,6 +107,9 @@ Result<std::shared_ptr<Namespace>> PrefixIndex::acquire(std::string_view cache_s
 }
 
 Result<void> PrefixIndex::check(std::span<const RetentionRange> retention) noexcept {
+  if (retention.size() > kMaxRetentionRanges) {
+    return Error{Errc::kInvalidArgument, "more than 256 retention ranges"};
+  }
   for (const RetentionRange& range : retention) {
     if (range.priority > kMaxRetentionPriority)
       return Error{Errc::kInvalidArgument, "a retention priority exceeds 100"};
@@ -190,7 +205,7 @@ void PrefixIndex::clear_locked() noexcept {
     if (!pool_->is_published_locked(page)) continue;
     order_.withdraw(page);
     // All links go under one hold of the lock, so that their order does not matter.
-    buckets_[static_cast<std::int64_t>(entry(page).hash & bucket_mask_)] = 0;
+    buckets_[bucket_of(entry(page).hash)] = 0;
     entry(page).name_space->children = -1;
     entry(page).name_space->num_pages.fetch_sub(1, std::memory_order_release);  // it may be forgotten after the last
     pool_->unpublish_locked(page);

@@ -131,6 +131,7 @@ class PrefixIndex final : public pool::PublishedPages {
 
  private:
   struct Batch;
+  static constexpr std::uint32_t kMaxBucketPages = 256;
   PrefixIndex(std::shared_ptr<PagePool::Impl> pool, std::uint32_t page_size, const PrefixCacheOptions& options);
   Result<void> allocate(const PrefixCacheOptions& options) noexcept;
 
@@ -158,6 +159,7 @@ class PrefixIndex final : public pool::PublishedPages {
   void replace_locked(PageId& mine, PageId known) noexcept;
   [[nodiscard]] std::uint64_t parent_hash_locked(const Entry& page) const noexcept;
   void insert_locked(const Position& position, PageId page, const Token* tokens) noexcept;
+  [[nodiscard]] bool is_full_locked(std::uint64_t hash) const noexcept;
   void leave_bucket_locked(PageId page) noexcept;
   void remove_locked(PageId page) noexcept;
   void unpin_pages(std::span<const PageId> pages) noexcept;
@@ -165,6 +167,11 @@ class PrefixIndex final : public pool::PublishedPages {
   void clear_locked() noexcept;
   void apply_retention_locked(PageId page, std::uint64_t index, std::span<const RetentionRange> retention) noexcept;
 
+  /// Whoever knows a salt can search for prompts whose hashes share some bits: which bits choose the bucket is a
+  /// secret.
+  [[nodiscard]] std::int64_t bucket_of(std::uint64_t hash) const noexcept {
+    return static_cast<std::int64_t>(hash * bucket_factor_ >> 1 >> bucket_shift_);
+  }
   [[nodiscard]] Entry& entry(PageId page) noexcept { return entries_[to_index(page)]; }
   [[nodiscard]] const Entry& entry(PageId page) const noexcept { return entries_[to_index(page)]; }
   [[nodiscard]] Token* tokens_of(PageId page) noexcept {
@@ -183,9 +190,10 @@ class PrefixIndex final : public pool::PublishedPages {
   std::uint64_t (*const hash_)(const Token*, std::size_t, std::uint64_t) noexcept;
 
   memory::PageArray<std::int32_t> buckets_;  // [num_buckets] first page + 1 of a hash chain, 0 = none
-  std::uint64_t bucket_mask_ = 0;
-  memory::PageArray<Entry> entries_;  // [num_pages]
-  memory::PageArray<Token> tokens_;   // [num_pages][page_size]
+  std::uint64_t bucket_factor_ = 1;          // odd, and the secret of this index
+  unsigned bucket_shift_ = 0;                // 63 - log2(num_buckets)
+  memory::PageArray<Entry> entries_;         // [num_pages]
+  memory::PageArray<Token> tokens_;          // [num_pages][page_size]
   EvictionOrder order_;
   EventRing events_;
   PrefixStats stats_;  // under the pool's lock

@@ -65,6 +65,7 @@ std::uint64_t PrefixIndex::publish_batch_locked(PrefixChain& chain, const Batch&
     const PageId known = find_locked(*chain.name_space, chain.last, batch.hashes[i], tokens);
     if (known == kNullPage) {
       if (pool_->is_published_locked(mine)) break;  // under another prefix, which cannot be unless ids were misstated
+      if (is_full_locked(batch.hashes[i])) break;
       insert_locked({*chain.name_space, chain.last, batch.hashes[i], chain.num_pages, false}, mine, tokens);
     } else if (known != mine) {
       if (!pool_->retain_locked(known)) break;
@@ -138,7 +139,7 @@ void PrefixIndex::insert_locked(const Position& position, PageId page, const Tok
     if (first >= 0) entries_[first].previous_side = to_index(page);
     first = to_index(page);
   } else {
-    std::int32_t& bucket = buckets_[static_cast<std::int64_t>(added.hash & bucket_mask_)];
+    std::int32_t& bucket = buckets_[bucket_of(added.hash)];
     added.next_in_bucket = bucket - 1;
     bucket = to_index(page) + 1;
     children(name_space, added.parent).insert(to_index(page));
@@ -159,9 +160,16 @@ std::uint64_t PrefixIndex::parent_hash_locked(const Entry& page) const noexcept 
   return page.is_side ? side_hash(entries_[before].hash, *page.name_space) : entries_[before].hash;
 }
 
+// Whether a bucket has so many pages that more would make others wait. Never by chance: it takes equal hashes.
+bool PrefixIndex::is_full_locked(std::uint64_t hash) const noexcept {
+  std::int32_t at = buckets_[bucket_of(hash)] - 1;
+  for (std::uint32_t i = 1; i < kMaxBucketPages && at >= 0; ++i) at = entries_[at].next_in_bucket;
+  return at >= 0;
+}
+
 void PrefixIndex::leave_bucket_locked(PageId page) noexcept {
   const Entry& gone = entry(page);
-  std::int32_t& bucket = buckets_[static_cast<std::int64_t>(gone.hash & bucket_mask_)];
+  std::int32_t& bucket = buckets_[bucket_of(gone.hash)];
   if (bucket == to_index(page) + 1) {
     bucket = gone.next_in_bucket + 1;
     return;

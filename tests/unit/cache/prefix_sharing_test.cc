@@ -121,6 +121,9 @@ TEST(PrefixSharing, BadOpenOptionsAreRefusedAndHoldNothing) {
   EXPECT_EQ(cache.open(prompt, {.extra_key = megabyte}).error(), Errc::kInvalidArgument);
   EXPECT_EQ(cache.open(prompt, {.retention = empty}).error(), Errc::kInvalidArgument);
   EXPECT_EQ(cache.open(prompt, {.retention = high}).error(), Errc::kInvalidArgument);
+  const std::vector<RetentionRange> many(kMaxRetentionRanges + 1);
+  EXPECT_EQ(cache.open(prompt, {.retention = many}).error(), Errc::kInvalidArgument);
+  EXPECT_TRUE(cache.open(prompt, {.retention = std::span(many).first(kMaxRetentionRanges)}));
   EXPECT_EQ(cache.stats().open_sequences, 0u);
   EXPECT_EQ(cache.stats().pool.used_pages, 0u);
 }

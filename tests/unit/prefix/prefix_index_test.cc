@@ -120,6 +120,18 @@ TEST(PrefixIndex, WhenEveryHashCollidesNothingLeaks) {
   EXPECT_EQ(c.open(a, "x").num_tokens(), 6U);
 }
 
+TEST(PrefixIndex, PromptsWhoseHashesAreAllEqualStopAtABoundAndHarmNobody) {
+  CachedStore c(2000, 1, {.hash = &same_hash});
+  Sequence hostile = c.prefill(run_of_tokens(400), "x");
+  EXPECT_EQ(c.index().stats().published_pages, 256U);
+  EXPECT_EQ(c.open(run_of_tokens(401), "x").num_tokens(), 256U);
+  Sequence other = c.prefill(run_of_tokens(3), "y");
+  EXPECT_EQ(c.index().stats().published_pages, 256U) << "the bucket is full for everybody, and no error";
+  c.index().clear();
+  Sequence again = c.prefill(run_of_tokens(3, 50), "y");
+  EXPECT_EQ(c.open(run_of_tokens(4, 50), "y").num_tokens(), 3U);
+}
+
 TEST(PrefixIndex, IdenticalPagesComputedTwiceAreMerged) {
   CachedStore c(32, 4);
   Sequence a = c.open(run_of_tokens(13));
@@ -313,6 +325,21 @@ TEST(PrefixIndex, EventsNameTheirPageAndTenantsHaveHashesOfTheirOwn) {
   EXPECT_EQ(events[2].hash, 0U);
   EXPECT_EQ(events[2].parent_hash, 0U);
   EXPECT_TRUE(events[2].tokens.empty());
+}
+
+TEST(PrefixIndex, APollEndsThoughEventsComeFasterThanTheyAreTaken) {
+  struct Router {
+    CachedStore c{32, 2, {.event_capacity = 8}};
+    std::uint64_t num_seen = 0;
+  } router;
+  const Sequence a = router.c.prefill(run_of_tokens(6));
+  const auto clear = [](void* user, const CacheEvent&) noexcept {
+    auto& to = *static_cast<Router*>(user);
+    ASSERT_LT(++to.num_seen, 100U);
+    to.c.index().clear();  // one event more
+  };
+  EXPECT_EQ(router.c.index().poll_events(clear, &router), 3U);
+  EXPECT_EQ(router.c.index().poll_events(clear, &router), 3U);
 }
 
 TEST(PrefixIndex, AFullRingHasLostNothingYet) {
