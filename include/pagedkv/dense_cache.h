@@ -41,7 +41,7 @@ struct DenseKv {
   std::uint32_t page_size = 0;
   DType dtype = DType::f32;
   KvView pages = {};
-  std::span<const std::int32_t> page_table = {};  ///< [batch_size][page_table_stride]
+  std::span<const std::int32_t> page_table = {};  ///< [batch_size][page_table_stride], set as far as there are tokens
   std::size_t page_table_stride = 0;
 
   /// Row of a token: [head_dim] elements. Requires: indices in range.

@@ -11,6 +11,7 @@
 #include "cache/page_layout.h"
 #include "core/align.h"
 #include "format/convert.h"
+#include "memory/page_array.h"
 #include "pagedkv/cpu.h"
 #include "pool/pool_impl.h"
 
@@ -36,8 +37,8 @@ Result<cache::PageLayout> layout_of(const DenseCacheOptions& options) noexcept {
 struct DenseCache::Impl {
   /// The pages of one layer: all rows of the batch are equally long.
   struct Layer {
-    std::vector<std::int32_t> page_table;  // [batch_size][max_pages]
-    std::uint64_t num_pages = 0;           // of each row of the batch, perhaps more than are in use after a reset
+    std::span<std::int32_t> page_table;  // [batch_size][max_pages], the first num_pages of each row set
+    std::uint64_t num_pages = 0;         // of each row of the batch, perhaps more than are in use after a reset
     std::uint64_t seq_len = 0;
   };
 
@@ -66,7 +67,8 @@ struct DenseCache::Impl {
   cache::PageLayout layout;
   AttentionConfig attention;
   std::shared_ptr<PagePool::Impl> pool;
-  std::uint64_t max_pages = 0;  // of a row of the batch, in one layer
+  std::uint64_t max_pages = 0;                  // of a row of the batch, in one layer
+  memory::PageArray<std::int32_t> page_tables;  // [num_layers][batch_size][max_pages], which views point into
   std::vector<Layer> layers;
   std::vector<PageId> fresh;             // scratch of `grow`
   std::vector<std::int64_t> slots;       // scratch of `write`: [new_len]
@@ -74,6 +76,7 @@ struct DenseCache::Impl {
 
   ~Impl();
   Result<void> assign(const DenseCacheOptions& wanted);
+  Result<void> make_page_tables();
   [[nodiscard]] std::uint64_t elements_a_token() const noexcept {
     return std::uint64_t{options.batch_size} * options.num_heads * options.head_dim;
   }
@@ -123,8 +126,19 @@ Result<void> DenseCache::Impl::assign(const DenseCacheOptions& wanted) {
     if (!own) return own.error();
     pool = own->impl();
   }
+  return make_page_tables();
+}
+
+/// Memory for them comes with the pages that they list, too.
+Result<void> DenseCache::Impl::make_page_tables() {
+  const std::size_t layer_entries = options.batch_size * max_pages;
+  auto made = memory::PageArray<std::int32_t>::create(pool->os(), options.num_layers * layer_entries, false);
+  if (!made) return made.error();
+  page_tables = std::move(*made);
   layers.resize(options.num_layers);
-  for (Layer& layer : layers) layer.page_table.assign(options.batch_size * max_pages, to_index(kNullPage));
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    layers[i].page_table = {&page_tables[static_cast<std::int64_t>(i * layer_entries)], layer_entries};
+  }
   return {};
 }
 
@@ -169,7 +183,7 @@ void DenseCache::Impl::shrink(Layer& layer, std::uint64_t num_pages) noexcept {
   while (layer.num_pages > num_pages) {
     --layer.num_pages;
     for (std::uint64_t b = 0; b < options.batch_size; ++b) {
-      const PageId id{std::exchange(layer.page_table[b * max_pages + layer.num_pages], to_index(kNullPage))};
+      const PageId id{layer.page_table[b * max_pages + layer.num_pages]};
       (void)pool->release({&id, 1});
     }
   }

@@ -15,14 +15,14 @@ template <class T>
 class PageArray {
  public:
   PageArray() noexcept = default;
-  /// Errors: kInvalidArgument (overflow), kOsError
-  static Result<PageArray> create(OsMemory& os, std::uint64_t num_elements) noexcept {
+  /// `is_dense`: most of it will be touched, at random; large arrays then lie in huge pages, which spares a TLB miss an
+  /// access. Errors: kInvalidArgument (overflow), kOsError
+  static Result<PageArray> create(OsMemory& os, std::uint64_t num_elements, bool is_dense = true) noexcept {
     std::uint64_t num_bytes = 0;
     if (!checked_mul(num_elements, sizeof(T), num_bytes)) {
       return Error{Errc::kInvalidArgument, "an array of bookkeeping overflows"};
     }
-    // Bookkeeping is read at random: large arrays in huge pages spare a TLB miss an access.
-    auto range = ReservedRange::create(os, num_bytes, num_bytes >= 4 * kHugePageBytes);
+    auto range = ReservedRange::create(os, num_bytes, is_dense && num_bytes >= 4 * kHugePageBytes);
     if (!range) return range.error();
     Result<void> committed = range->commit_up_to(num_bytes);
     if (!committed) return committed.error();

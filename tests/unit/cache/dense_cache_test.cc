@@ -293,6 +293,15 @@ TEST(DenseCache, KeepsNothingOfWhatItsOptionsBorrow) {
   EXPECT_EQ(cache.options().page_size, 4u);
 }
 
+TEST(DenseCache, PageTablesTakeMemoryAsTheyAreFilled) {
+  DenseCacheOptions options = small(1U << 28);  // 512 MiB of page tables a layer
+  DenseCache cache = DenseCache::create(options).value();
+  ASSERT_TRUE(cache.update(1, tensor(0, 9), tensor(0, 9, 1)));
+  const DenseKv held = cache.get(1).value();
+  EXPECT_LE(testing::resident_bytes(held.page_table.data(), held.page_table.size_bytes()), 4U << 20);
+  EXPECT_EQ(copy_of_k(cache, 1), tensor(0, 9));
+}
+
 TEST(DenseCache, RowsOfTheBatchGrowInPagesOfTheirOwnAndFillThem) {
   DenseCache cache = DenseCache::create(small(12)).value();
   for (std::size_t t = 0; t < 12; ++t) {
