@@ -224,6 +224,8 @@ def generate(model: Any, pool: KvCache, prompts: Iterable[Seq[int]], *, max_new_
     results: list[list[int]] = [[] for _ in waiting]
     if any(not request.prompt for request in waiting):
         raise ValueError("a prompt is empty")
+    if min(max_new_tokens, max_batched_tokens, max_seqs) < 1:
+        raise ValueError("max_new_tokens, max_batched_tokens and max_seqs must be at least 1")
     for request in waiting:
         request.pending = list(request.prompt)
     running: list[_Request] = []

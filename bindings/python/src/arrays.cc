@@ -155,7 +155,7 @@ Longs longs_of(nb::handle object, std::string_view name) {
   }
   PyErr_Clear();
   try {
-    for (nb::handle item : object) longs.copy.push_back(nb::cast<std::int64_t>(nb::int_(item)));
+    for (nb::handle item : object) longs.copy.push_back(nb::cast<std::int64_t>(item));
   } catch (const nb::cast_error&) {
     type_error(name, "expected integers of 64 bits");
   }

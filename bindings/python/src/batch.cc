@@ -76,6 +76,8 @@ void BatchArguments::take_mask(Arguments& arguments) {
     if (bits || !mask_offsets_.span.empty()) refuse_mask("mask_bits and mask_offsets go with one axis");
     if (ndim != 3 && ndim != 4) refuse_mask("expected 1, 3 or 4 axes");
     const auto extent = [&](std::size_t axis) { return static_cast<std::int64_t>(mask.array.shape(axis)); };
+    mask_shape_ = {
+        .sequences = extent(0), .heads = ndim == 4 ? extent(1) : 1, .rows = extent(ndim - 2), .keys = extent(ndim - 1)};
     const std::int64_t head_stride = extent(ndim - 2) * extent(ndim - 1);
     const std::int64_t sequence_stride = ndim == 4 ? extent(1) * head_stride : head_stride;
     for (std::int64_t i = 0; i < extent(0); ++i) {
@@ -88,6 +90,30 @@ void BatchArguments::take_mask(Arguments& arguments) {
     batch.mask.head_strides = head_strides_;
   }
   mask_owner = nb::cast(mask.array);
+}
+
+// The library sees one buffer with strides: a sequence longer than an axis would read the entries of the next one.
+void BatchArguments::check_mask(const AttentionConfig& config) const {
+  if (!mask_shape_) return;
+  const auto num_sequences = static_cast<std::size_t>(mask_shape_->sequences);
+  if (batch.qo_indptr.size() != num_sequences + 1) refuse_mask("its first axis is not the number of sequences");
+  if (mask_shape_->heads != 1 && mask_shape_->heads != config.num_q_heads) {
+    refuse_mask("its second axis is neither 1 nor num_q_heads");
+  }
+  for (std::size_t i = 0; i < num_sequences; ++i) {
+    if (std::int64_t{batch.qo_indptr[i + 1]} - batch.qo_indptr[i] > mask_shape_->rows) {
+      refuse_mask("a sequence has more query rows than the mask");
+    }
+    if (num_keys(i, config.page_size) > mask_shape_->keys) refuse_mask("a sequence has more keys than the mask");
+  }
+}
+
+// Of a sequence; 0 if the arrays are too short, which the library refuses.
+std::int64_t BatchArguments::num_keys(std::size_t sequence, std::uint32_t page_size) const {
+  if (!batch.seq_lens.empty()) return sequence < batch.seq_lens.size() ? batch.seq_lens[sequence] : 0;
+  if (sequence + 1 >= batch.kv_indptr.size() || sequence >= batch.kv_last_page_len.size()) return 0;
+  const std::int64_t num_pages = std::int64_t{batch.kv_indptr[sequence + 1]} - batch.kv_indptr[sequence];
+  return num_pages <= 0 ? 0 : (num_pages - 1) * page_size + batch.kv_last_page_len[sequence];
 }
 
 }  // namespace pagedkv::python

@@ -1,6 +1,11 @@
 // A ragged batch from keyword arguments, with the arrays that it borrows.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
 #include "arguments.h"
 #include "arrays.h"
 #include "pagedkv/attention.h"
@@ -11,15 +16,23 @@ namespace pagedkv::python {
 /// mask_offsets.
 struct BatchArguments {
   explicit BatchArguments(Arguments& arguments);
+  /// Raises ValueError unless each sequence's rows and keys are in the mask.
+  void check_mask(const AttentionConfig& config) const;
 
   AttentionBatch batch;
   nanobind::object mask_owner;  ///< Keeps the mask's memory alive: a plan borrows it while it lives.
 
  private:
+  struct MaskShape {
+    std::int64_t sequences, heads, rows, keys;
+  };
+
   void take_mask(Arguments& arguments);
+  [[nodiscard]] std::int64_t num_keys(std::size_t sequence, std::uint32_t page_size) const;
 
   Ints qo_indptr_, kv_indptr_, kv_indices_, kv_last_page_len_, block_table_, seq_lens_, q_start_;
   Longs mask_offsets_;
+  std::optional<MaskShape> mask_shape_;  ///< Unless the mask has one axis.
   std::vector<std::int64_t> offsets_, row_strides_, head_strides_;
 };
 

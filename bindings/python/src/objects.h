@@ -19,9 +19,7 @@ struct PySequence {
   std::atomic<bool> in_use{false};
 
   explicit PySequence(Sequence&& s) : sequence(std::move(s)) {}
-  ~PySequence() {
-    unlocked([this] { sequence = Sequence(); });
-  }
+  ~PySequence() { LibraryCall::destroy(sequence); }
   PySequence(const PySequence&) = delete;
   PySequence& operator=(const PySequence&) = delete;
 };
@@ -31,9 +29,7 @@ struct PyCache {
   ModelShape shape;  ///< v_head_dim filled in.
 
   PyCache(KvCache&& c, const ModelShape& s) : cache(std::move(c)), shape(s) {}
-  ~PyCache() {
-    unlocked([this] { const KvCache last = std::move(cache); });
-  }
+  ~PyCache() { LibraryCall::destroy(cache); }
   PyCache(const PyCache&) = delete;
   PyCache& operator=(const PyCache&) = delete;
 };

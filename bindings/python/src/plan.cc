@@ -95,6 +95,7 @@ void make_plan(PyPlan* self, const nb::kwargs& given) {
   const ConfigArguments layer(arguments);
   const BatchArguments ragged(arguments);
   arguments.finish();
+  ragged.check_mask(layer.config);
   AttentionPlan plan = unwrap(unlocked([&] { return AttentionPlan::create(layer.config, ragged.batch); }));
   AttentionConfig kept = layer.config;
   if (kept.v_head_dim == 0) kept.v_head_dim = kept.head_dim;
@@ -108,6 +109,7 @@ std::size_t workspace_bytes(const nb::kwargs& given) {
   const ConfigArguments layer(arguments);
   const BatchArguments ragged(arguments);
   arguments.finish();
+  ragged.check_mask(layer.config);
   return unwrap(AttentionPlan::workspace_bytes(layer.config, ragged.batch));
 }
 
@@ -115,6 +117,7 @@ void extend_plan(PyPlan& p, const nb::kwargs& given) {
   Arguments arguments(given);
   const BatchArguments ragged(arguments);
   arguments.finish();
+  ragged.check_mask(p.config);
   const Exclusive one(p.in_use);
   unwrap(unlocked([&] { return p.plan.extend(ragged.batch); }));
   p.mask_owner = ragged.mask_owner;

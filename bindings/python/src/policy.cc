@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "errors.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 
@@ -39,6 +40,7 @@ class PythonPolicy final : public EvictionPolicy {
   void on_withdrawn(PageId page) noexcept override { call("on_withdrawn", to_index(page)); }
   PageId choose() noexcept override {
     const nb::gil_scoped_acquire locked;
+    const LibraryCall::Callback callback;
     std::int32_t page = to_index(kNullPage);  // replaced by a candidate
     report([&] { page = nb::cast<std::int32_t>(policy_.attr("choose")()); });
     return PageId{page};
@@ -49,6 +51,7 @@ class PythonPolicy final : public EvictionPolicy {
   template <class... Values>
   bool call(const char* method, Values... values) noexcept {
     const nb::gil_scoped_acquire locked;
+    const LibraryCall::Callback callback;
     return report([&] { policy_.attr(method)(values...); });
   }
 

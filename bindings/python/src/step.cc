@@ -19,23 +19,37 @@ using namespace nb::literals;
 namespace pagedkv::python {
 namespace {
 
-/// What ends a step changes its sequences, so it is a use of each of them too.
-struct PyStep {
+/// What a step holds. Destroyed without the interpreter lock, it rolls the step back.
+struct StepParts {
   Step step;
-  ModelShape shape;
   std::vector<PySequence*> sequences;
   std::vector<nb::object> kept_alive;
+
+  StepParts(Step&& s, StepItems&& items)
+      : step(std::move(s)), sequences(std::move(items.sequences)), kept_alive(std::move(items.kept_alive)) {}
+  StepParts(StepParts&&) noexcept = default;
+  StepParts& operator=(StepParts&&) = delete;
+  ~StepParts() {
+    for (PySequence* const sequence : sequences) wait_for(sequence->in_use);
+    step.rollback();
+    {
+      const Step last = std::move(step);
+    }  // which may be the last owner of the cache
+    for (PySequence* const sequence : sequences) sequence->in_use.store(false, std::memory_order_release);
+    if (kept_alive.empty()) return;
+    const nb::gil_scoped_acquire locked;
+    kept_alive.clear();
+  }
+};
+
+/// What ends a step changes its sequences, so it is a use of each of them too.
+struct PyStep {
+  StepParts parts;
+  ModelShape shape;
   std::atomic<bool> in_use{false};
 
-  PyStep(Step&& s, const ModelShape& m, StepItems&& items)
-      : step(std::move(s)), shape(m), sequences(std::move(items.sequences)), kept_alive(std::move(items.kept_alive)) {}
-  ~PyStep() {
-    unlocked([this] {
-      for (PySequence* const sequence : sequences) wait_for(sequence->in_use);
-      step.rollback();
-      for (PySequence* const sequence : sequences) sequence->in_use.store(false, std::memory_order_release);
-    });
-  }
+  PyStep(Step&& s, const ModelShape& m, StepItems&& items) : parts(std::move(s), std::move(items)), shape(m) {}
+  ~PyStep() { LibraryCall::destroy(parts); }
   PyStep(const PyStep&) = delete;
   PyStep& operator=(const PyStep&) = delete;
 
@@ -43,34 +57,34 @@ struct PyStep {
   template <class Function>
   void end(Function&& function) {
     const Exclusive one(in_use);
-    unwrap(all_alone(sequences, function));
-    sequences.clear();
-    kept_alive.clear();
+    unwrap(all_alone(parts.sequences, function));
+    parts.sequences.clear();
+    parts.kept_alive.clear();
   }
 };
 
 void step_write(PyStep& s, std::uint32_t layer, nb::handle k, nb::handle v) {
   const Exclusive one(s.in_use);
-  const auto rows = static_cast<std::int64_t>(s.step.num_rows());
+  const auto rows = static_cast<std::int64_t>(s.parts.step.num_rows());
   const Array keys = dense(k, "k", Use::kRead, rows, {s.shape.num_kv_heads, s.shape.head_dim});
   const Array values = dense(v, "v", Use::kRead, rows, {s.shape.num_kv_heads, s.shape.v_head_dim});
-  unwrap(unlocked([&] { return s.step.write(layer, keys.in(), values.in()); }));
+  unwrap(unlocked([&] { return s.parts.step.write(layer, keys.in(), values.in()); }));
 }
 
 nb::object step_attend(PyStep& s, std::uint32_t layer, nb::object q, nb::object out, nb::object lse) {
   const Exclusive one(s.in_use);
-  const auto rows = static_cast<std::int64_t>(s.step.num_rows());
+  const auto rows = static_cast<std::int64_t>(s.parts.step.num_rows());
   const Array queries = dense(q, "q", Use::kRead, rows, {s.shape.num_q_heads, s.shape.head_dim});
   if (out.is_none()) out = new_output(q, {rows, s.shape.num_q_heads, s.shape.v_head_dim});
   const Array output = dense(out, "out", Use::kWrite, rows, {s.shape.num_q_heads, s.shape.v_head_dim});
   const Array lses = floats_or_none(lse, "lse", Use::kWrite, rows * s.shape.num_q_heads);
-  unwrap(unlocked([&] { return s.step.attend(layer, queries.in(), output.out(), lses.floats()); }));
+  unwrap(unlocked([&] { return s.parts.step.attend(layer, queries.in(), output.out(), lses.floats()); }));
   return out;
 }
 
 void commit(PyStep& s, nb::handle accepted) {
   if (accepted.is_none()) {
-    s.end([&] { return s.step.commit(); });
+    s.end([&] { return s.parts.step.commit(); });
     return;
   }
   std::vector<std::uint32_t> counts;
@@ -78,12 +92,12 @@ void commit(PyStep& s, nb::handle accepted) {
     if (count < 0) raise({Errc::kInvalidArgument, "accepted counts must not be negative"});
     counts.push_back(static_cast<std::uint32_t>(count));
   }
-  s.end([&] { return s.step.commit(counts); });
+  s.end([&] { return s.parts.step.commit(counts); });
 }
 
 void rollback(PyStep& s) {
   s.end([&]() -> Result<void> {
-    s.step.rollback();
+    s.parts.step.rollback();
     return {};
   });
 }
@@ -146,9 +160,11 @@ void bind_step(nb::module_& m) {
            "Keeps all new tokens, or the first accepted[i] of item i after speculation. The step is over.")
       .def("rollback", &rollback, "Leaves every sequence as it was. The step is over.")
       .def_prop_ro(
-          "num_rows", [](PyStep& s) { return alone(s, [&] { return s.step.num_rows(); }); }, "New tokens of all items.")
+          "num_rows", [](PyStep& s) { return alone(s, [&] { return s.parts.step.num_rows(); }); },
+          "New tokens of all items.")
       .def_prop_ro(
-          "num_items", [](PyStep& s) { return alone(s, [&] { return s.step.num_items(); }); }, "Sequences of the step.")
+          "num_items", [](PyStep& s) { return alone(s, [&] { return s.parts.step.num_items(); }); },
+          "Sequences of the step.")
       .def("__enter__", [](nb::object self) { return self; })
       .def(
           "__exit__", [](PyStep& s, nb::handle, nb::handle, nb::handle) { rollback(s); }, "type"_a.none(),

@@ -5,6 +5,8 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <span>
 #include <thread>
 #include <utility>
@@ -14,10 +16,51 @@
 
 namespace pagedkv::python {
 
+/// A call of the library by this thread, or several within each other.
+///
+/// An eviction policy in Python is called under the pool's lock, which the destructors of sequences, steps and caches
+/// take. Those that Python destroys in the policy's methods, as its collector may do at any time, wait therefore until
+/// the outermost call is over and none of its objects is in use.
+class LibraryCall {
+ public:
+  LibraryCall() noexcept { ++depth_; }
+  ~LibraryCall() {
+    if (--depth_ == 0 && callbacks_ == 0 && !waiting_.empty()) destroy_waiting();
+  }
+  LibraryCall(const LibraryCall&) = delete;
+  LibraryCall& operator=(const LibraryCall&) = delete;
+
+  /// Within it, a policy's method runs.
+  class Callback {
+   public:
+    Callback() noexcept { ++callbacks_; }
+    ~Callback() { --callbacks_; }
+    Callback(const Callback&) = delete;
+    Callback& operator=(const Callback&) = delete;
+  };
+
+  /// Destroys what an object held, without the interpreter lock: now, or after the callback that runs.
+  template <class Held>
+  static void destroy(Held& held) {
+    waiting_.push_back(std::make_shared<Held>(std::move(held)));
+    const LibraryCall call;
+  }
+
+ private:
+  static void destroy_waiting() {
+    const nanobind::gil_scoped_release released;
+    while (!waiting_.empty()) std::exchange(waiting_, {}).clear();
+  }
+
+  inline static thread_local std::uint32_t depth_ = 0, callbacks_ = 0;
+  inline static thread_local std::vector<std::shared_ptr<void>> waiting_;
+};
+
 /// Calls `function` without the interpreter lock. Whatever may wait for the pool's lock runs so: an eviction policy in
 /// Python is called under that lock and needs the interpreter's.
 template <class Function>
 auto unlocked(Function&& function) {
+  const LibraryCall call;
   const nanobind::gil_scoped_release released;
   return std::forward<Function>(function)();
 }
@@ -75,6 +118,7 @@ inline void wait_for(std::atomic<bool>& in_use) noexcept {
 /// then destroys may wait for the same object.
 template <class Object, class Function>
 auto alone(Object& object, Function&& function) {
+  const LibraryCall call;
   const Exclusive one(object.in_use);
   return std::forward<Function>(function)();
 }
@@ -82,6 +126,7 @@ auto alone(Object& object, Function&& function) {
 /// `function()` without the interpreter lock, while no other thread uses any of the objects.
 template <class Object, class Function>
 auto all_alone(const std::vector<Object*>& objects, Function&& function) {
+  const LibraryCall call;  // what it destroys at its end may wait for the same objects
   const ExclusiveAll<Object> all(objects);
   return unlocked(std::forward<Function>(function));
 }

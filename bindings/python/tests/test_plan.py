@@ -146,6 +146,22 @@ def test_bad_masks_are_refused(change):
         pagedkv.AttentionPlan(**SHAPE, **ONE, **change)
 
 
+@pytest.mark.parametrize("tables", [csr, padded])
+@pytest.mark.parametrize("shape, match", [
+    ((4, 5, 16), "sequences"), ((3, 4, 16), "rows"), ((3, 5, 15), "keys"), ((3, 2, 5, 16), "num_q_heads"),
+    ((3, 6, 5, 15), "keys"),
+])
+def test_a_mask_that_one_sequence_would_leave_is_refused(pages, queries, tables, shape, match):
+    mask = torch.ones(shape, dtype=torch.bool)
+    with pytest.raises(ValueError, match=match):
+        pagedkv.AttentionPlan(**SHAPE, **tables(), mask=mask)
+    whole = torch.ones(3, 5, 16, dtype=torch.bool)
+    plan = pagedkv.AttentionPlan(**SHAPE, **tables(), mask=whole)
+    with pytest.raises(ValueError, match=match):
+        plan.extend(**tables(), mask=mask)
+    assert (plan.run(*pages, queries).double() - expected(*pages, queries)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("mask", [torch.ones(1, 2, 9, dtype=torch.int64), torch.ones(1, 9, 2, dtype=torch.bool).transpose(1, 2),
                                   [[True]], "mask"])
 def test_masks_of_another_type_or_stride_are_type_errors(mask):

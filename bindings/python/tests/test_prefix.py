@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -122,6 +123,64 @@ def test_threads_and_a_policy_in_python_do_not_wait_for_each_other_for_ever(make
     for thread in threads:
         thread.join()
     assert not errors and cache.stats()["used_pages"] == 0
+
+
+class Littering(Mru):
+    """Leaves cycles behind in its methods, and lets the collector find them there."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def choose(self):
+        if self.make:
+            cycle = [self.make.pop()]
+            cycle.append(cycle)
+            del cycle
+            gc.collect()
+        return super().choose()
+
+
+@pytest.mark.parametrize("kind", ["sequence", "step", "cache"])
+def test_what_dies_while_a_policy_chooses_is_destroyed_after_it(make_cache, kind):
+    victims = []
+    cache = make_cache(page_size=1, capacity_pages=16, num_layers=1, eviction_policy=Littering(victims))
+    visit(cache, 100, 10)  # leaves pages to evict
+    sequence = cache.open()
+    if kind == "sequence":
+        sequence.append(4)
+        victims.append(sequence)
+    elif kind == "step":
+        victims.append(cache.begin_step([(sequence, 4)]))
+    else:
+        victims.append(make_cache(page_size=1, capacity_pages=4, num_layers=1))
+    del sequence
+    other = cache.open()
+    other.append(8)
+    assert not victims
+    other.close()
+    assert cache.stats()["used_pages"] == 0 and cache.stats()["open_sequences"] == 0
+
+
+def test_a_step_that_is_the_last_to_know_its_cache_waits_for_no_interpreter_lock(make_cache):
+    class Slow(Mru):
+        entered = threading.Event()
+
+        def on_evictable(self, page):
+            self.entered.set()
+            time.sleep(0.01)
+            super().on_evictable(page)
+
+    cache = make_cache(page_size=1, capacity_pages=64, num_layers=1, eviction_policy=Slow())
+    sequence = cache.open(list(range(4)))
+    step = cache.begin_step([(sequence, 4)])
+    step.commit()
+    del cache
+    thread = threading.Thread(target=sequence.close)
+    thread.start()
+    Slow.entered.wait()
+    del step
+    thread.join()
 
 
 def test_retention_outlives_and_pins_stay(small):
