@@ -215,7 +215,7 @@ struct KvWriteView {
 ///          kCancelled        the caller's task group was cancelled; some slots may have been written, others not
 ///          kOutOfMemory      oneTBB had no memory for its tasks; likewise
 /// Cost:    one pass; parallel in the caller's arena when there is enough to write. Allocates nothing itself.
-/// Threads: slots of concurrent calls must differ.
+/// Threads: slots must differ, within a call as between concurrent ones.
 PAGEDKV_API Result<void> write_kv(const AttentionConfig& config, const KvWriteView& pages,
                                   std::span<const std::int64_t> slots, ConstTensor k, ConstTensor v) noexcept;
 

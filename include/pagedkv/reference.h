@@ -27,7 +27,8 @@ struct ReferenceScores {
   std::span<double> values = {};  ///< Empty = not wanted.
 };
 
-/// Number of scores of a batch: the sum of num_q_heads * q_len * kv_len; 0 for a batch that `create` would refuse.
+/// Number of scores of a batch: the sum of num_q_heads * q_len * kv_len; 0 for a batch that `create` would refuse, the
+/// largest size_t if they are more than that.
 PAGEDKV_API std::size_t num_reference_scores(const AttentionConfig& config, const AttentionBatch& batch) noexcept;
 
 /// Computes what AttentionPlan::run computes, in f64 from the same stored elements.

@@ -2,10 +2,12 @@
 #include "pagedkv/reference.h"
 
 #include <algorithm>
+#include <limits>
 #include <new>
 #include <vector>
 
 #include "attention/batch.h"
+#include "core/align.h"
 #include "kernels/reference.h"
 
 namespace pagedkv {
@@ -57,11 +59,15 @@ std::int64_t page_id_limit(const AttentionConfig& config, const AttentionBatch& 
 
 std::size_t num_reference_scores(const AttentionConfig& config, const AttentionBatch& batch) noexcept {
   if (!attention::read_layer(config).has_value() || !attention::check_batch(config, batch).has_value()) return 0;
-  std::size_t count = 0;
+  std::uint64_t count = 0;
   for (std::size_t i = 0; i < attention::num_sequences(batch); ++i) {
     const attention::SequenceView view = attention::read_sequence(config, batch, i);
-    count +=
-        std::size_t{config.num_q_heads} * static_cast<std::size_t>(view.q_len) * static_cast<std::size_t>(view.kv_len);
+    std::uint64_t more = 0;
+    if (!checked_mul(std::uint64_t{config.num_q_heads} * static_cast<std::uint64_t>(view.q_len),
+                     static_cast<std::uint64_t>(view.kv_len), more) ||
+        !checked_add(count, more, count)) {
+      return std::numeric_limits<std::size_t>::max();
+    }
   }
   return count;
 }
