@@ -198,7 +198,8 @@ class PAGEDKV_API KvCache {
   Result<std::size_t> page_table_of(std::uint32_t layer) const noexcept;
   [[nodiscard]] PagePool& pool() noexcept;
 
-  /// Gives the memory of free pages back to the OS; returns the bytes given. Cached pages stay. Errors: kOsError
+  /// Gives the memory of free pages back to the OS; returns the bytes given. Cached pages stay; what ended steps kept
+  /// for the next ones is freed. Errors: kOsError
   Result<std::uint64_t> trim() noexcept;
   /// As PagePool::set_capacity, in pages.
   Result<void> set_capacity(std::uint64_t num_pages) noexcept;

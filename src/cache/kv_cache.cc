@@ -89,6 +89,13 @@ void KvCache::Impl::put_step(std::unique_ptr<Step::Impl> step) noexcept {
   if (num_idle_steps_ < kMaxIdleSteps) idle_steps_[num_idle_steps_++] = std::move(step);
 }
 
+void KvCache::Impl::drop_idle_steps() noexcept {
+  std::array<std::unique_ptr<Step::Impl>, kMaxIdleSteps> dropped;
+  const std::scoped_lock guard(idle_steps_lock_);
+  dropped.swap(idle_steps_);
+  num_idle_steps_ = 0;
+}
+
 // The public face ----------------------------------------------------------------------------------------------------
 
 Result<KvCache> KvCache::create(const KvCacheOptions& options) noexcept {
@@ -219,6 +226,7 @@ PagePool& KvCache::pool() noexcept {
 
 Result<std::uint64_t> KvCache::trim() noexcept {
   if (!impl_) return kMovedFrom;
+  impl_->drop_idle_steps();
   return impl_->pool.trim();
 }
 

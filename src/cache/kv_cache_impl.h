@@ -30,6 +30,8 @@ struct PAGEDKV_LOCAL KvCache::Impl {
   [[nodiscard]] std::unique_ptr<Step::Impl> take_step() noexcept;
   /// Keeps an ended step for `take_step`, or frees it when enough are kept.
   void put_step(std::unique_ptr<Step::Impl> step) noexcept;
+  /// Frees the steps that are kept, which have room for the largest batches that they were.
+  void drop_idle_steps() noexcept;
 
   /// Where the pages begin: as the store has it, since the caller may move `pool` away.
   [[nodiscard]] std::byte* base() const noexcept;

@@ -63,6 +63,9 @@ TEST(StepContract, StepsThatFitTheGrownArraysAllocateNothingToBeginAndCommit) {
   const testing::FailingNew counter(-1);
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(cache.begin_step({{&a, 1}}).value().commit());
   EXPECT_EQ(counter.count(), 0);
+  ASSERT_TRUE(cache.trim());
+  ASSERT_TRUE(cache.begin_step({{&a, 1}}).value().commit());
+  EXPECT_GT(counter.count(), 0) << "trim freed what the steps had grown";
 }
 
 TEST(StepContract, FailedAllocationsOfAStepLeaveEverythingAsItWas) {
