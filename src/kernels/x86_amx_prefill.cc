@@ -207,8 +207,9 @@ class PrefillTask {
     ahead_.touch();
     if (index > 0 || !has_few_blocks()) return;
     const int weigh_steps = kv_terms_ == 2 ? kChunk / kSplitBlock * d_tiles_ / 2 : kChunk / kGroupTokens / 4 * d_tiles_;
-    prefetch_.start(ahead_of_few_, nullptr,
-                    static_cast<std::size_t>(num_blocks_ * (kChunkTiles / step_tiles() + weigh_steps)));
+    prefetch_.start(
+        ahead_of_few_, nullptr,
+        static_cast<std::size_t>(num_blocks_) * static_cast<std::size_t>(kChunkTiles / step_tiles() + weigh_steps));
   }
   bool has_few_blocks() const noexcept { return num_blocks_ <= kFewBlocks; }
 

@@ -25,7 +25,7 @@ bool is_unused(const std::shared_ptr<Namespace>& name_space) noexcept {
   // Nobody but the table holds it, so nobody can publish into it either. To drop a second reference, as use_count()
   // alone does not, waits for what the last user wrote before dropping its own: the pages that it published.
   {
-    const std::shared_ptr<Namespace> second = name_space;
+    const std::shared_ptr<Namespace> second = name_space;  // NOLINT(performance-unnecessary-copy-initialization)
     if (second.use_count() > 2) return false;
   }
   return name_space->num_pages.load(std::memory_order_acquire) == 0;
