@@ -69,8 +69,8 @@ bool multiplies_bf16() {
   static const bool does = [] {
     const memory::desc square = row_major(16, 16, memory::data_type::bf16, 16);
     try {
-      dnnl::matmul::primitive_desc({square, square, row_major(16, 16, memory::data_type::f32, 16)}, engine());
-      return true;
+      const dnnl::matmul::desc product(square, square, row_major(16, 16, memory::data_type::f32, 16));
+      return dnnl::matmul::primitive_desc(product, engine()).get() != nullptr;
     } catch (const dnnl::error&) {
       return false;
     }

@@ -15,7 +15,6 @@
 namespace serving {
 namespace {
 
-using ::testing::ElementsAre;
 using testing::Harness;
 using testing::HarnessOptions;
 using ::testing::HasSubstr;
