@@ -7,6 +7,7 @@
 #include <fstream>
 #include <map>
 
+#include "replay/allocator_memory.h"
 #include "replay/allocators.h"
 #include "replay/contiguous_memory.h"
 #include "replay/latency.h"
@@ -131,6 +132,42 @@ TEST(Scheduler, RejectsWhatCanNeverFitAndServesTheRest) {
   EXPECT_EQ(counts.completed, 2u);
 }
 
+TEST(Scheduler, IsObservedOnlyInStepsInWhichSomethingRan) {
+  RecordingMemory memory(10);
+  Arrivals arrivals(std::make_unique<ListSource>(std::vector{request(0, 5, 1), request(50, 99, 1), request(90, 5, 1)}),
+                    ArrivalMode::kTrace, 4);
+  std::vector<std::uint64_t> observed;
+  const ReplayCounts counts = Scheduler({}, arrivals, memory).run([&](const ReplayCounts& so_far, const MemoryUsage&) {
+    observed.push_back(so_far.steps);
+  });
+  EXPECT_EQ(counts.rejected, 1u);
+  EXPECT_EQ(observed, (std::vector<std::uint64_t>{1, 2, 3, 4}));
+}
+
+TEST(Scheduler, NoticesAMemoryThatRefusesWhatItCanHold) {
+  class ClosedMemory final : public KvMemory {
+   public:
+    bool can_ever_hold(std::uint64_t) const override { return true; }
+    bool open(SequenceKey, const Demand&) override { return false; }
+    bool grow(SequenceKey, std::uint32_t) override { return false; }
+    void close(SequenceKey, bool) override {}
+    MemoryUsage usage() const override { return {}; }
+    MemoryTotals totals() const override { return {}; }
+  } memory;
+  EXPECT_THROW(serve({request(0, 10, 5)}, memory), std::logic_error);
+}
+
+TEST(AllocatorMemory, SaysThatTheAllocatorHasNothingForASequenceThatIsAlone) {
+  class EmptyAllocator final : public Allocator {
+   public:
+    void* allocate(std::size_t) override { return nullptr; }
+    void* reallocate(void*, std::size_t, std::size_t) override { return nullptr; }
+    void release(void*, std::size_t) override {}
+  };
+  AllocatorMemory memory(std::make_unique<EmptyAllocator>(), 1000, 100, 4, 64);
+  EXPECT_THROW(serve({request(0, 10, 5)}, memory), BadInput);
+}
+
 TEST(Scheduler, WaitsForArrivalsInVirtualTime) {
   RecordingMemory memory(100);
   SchedulerOptions options;
@@ -248,6 +285,21 @@ TEST(Replay, EveryPolicyServesEveryRequestOfEveryWorkload) {
         EXPECT_LE(report.counts.peak_tokens, capacity);
         EXPECT_GE(static_cast<double>(report.counts.peak_sequences), report.mean_sequences());
       }
+    }
+  }
+}
+
+TEST(Replay, RequestsThatAreAllTooLongOrEmptyAreAnEmptyReport) {
+  for (const Session& session : {request(0, 999, 1), request(0, 0, 0)}) {
+    ReplayOptions options = generated(Workload::kChat, 512);
+    options.open_source = [&] { return std::make_unique<ListSource>(std::vector(3, session)); };
+    const SourceSummary summary = summarize(*options.open_source());
+    for (const Policy& policy : parse_policies("all", 16, /*attention=*/false)) {
+      if (policy.kind == PolicyKind::kAllocator && !is_installed(policy.name)) continue;
+      const ReplayReport report = replay(options, policy, summary);
+      EXPECT_EQ(report.counts.requests, summary.requests) << policy.label();
+      EXPECT_EQ(report.counts.computed_tokens, 0u) << policy.label();
+      EXPECT_EQ(report.utilization(), 0) << policy.label();
     }
   }
 }

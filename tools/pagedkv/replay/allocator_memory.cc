@@ -1,10 +1,13 @@
 // Buffers from malloc and realloc.
 #include "replay/allocator_memory.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 
 #include "replay/arena.h"
+#include "tool.h"
 
 namespace pagedkv::tool {
 
@@ -34,7 +37,10 @@ bool AllocatorMemory::open(SequenceKey key, const Demand& demand) {
   const std::uint64_t size = size_for(std::min(demand.prefill_tokens + 1, demand.total_tokens));
   if (reserved_slots_ + size > capacity_) return false;
   auto* memory = static_cast<std::byte*>(allocator_->allocate(size * slot_bytes_));
-  if (memory == nullptr) return false;
+  if (memory == nullptr) {
+    if (demand.alone) throw BadInput(fmt::format("the allocator refused {} bytes", size * slot_bytes_));
+    return false;
+  }
   buffers_[key] = {memory, size, 0};
   reserved_slots_ += size;
   return true;

@@ -20,6 +20,7 @@ class AllocatorMemory final : public KvMemory {
   ~AllocatorMemory() override;
 
   [[nodiscard]] bool can_ever_hold(std::uint64_t total_tokens) const override;
+  /// Throws BadInput if the allocator has no memory for a sequence that is alone: it would never come to run.
   bool open(SequenceKey key, const Demand& demand) override;
   bool grow(SequenceKey key, std::uint32_t num_tokens) override;
   void close(SequenceKey key, bool finished) override;

@@ -40,7 +40,6 @@ class Observer {
       report_.resident_byte_samples += static_cast<double>(resident_);
       report_.held_byte_samples += static_cast<double>(usage.held_tokens * report_.memory.slot_bytes);
     }
-    if (report_.memory.prefix_cache) report_.pages = memory_.page_counts();
     if (counts.steps % stride_ == 0) sample(counts, usage);
     if (report_.layout.empty() && counts.completed >= half_of_requests_) report_.layout = memory_.layout();
   }
@@ -150,7 +149,7 @@ ReplayReport replay(const ReplayOptions& options, const Policy& policy, const So
   report.memory = options.memory;
   report.memory.prefix_cache = options.memory.prefix_cache && policy.kind == PolicyKind::kPaged;
   report.ideal = options.ideal;
-  if (report.memory.max_seq_len == 0) report.memory.max_seq_len = summary.longest_tokens;
+  if (report.memory.max_seq_len == 0) report.memory.max_seq_len = std::max<std::uint64_t>(1, summary.longest_tokens);
   const std::uint64_t resident_before = resident_bytes();
   TimedMemory memory(create_memory(policy, report.memory));
   Arrivals arrivals(options.open_source(), options.arrivals, options.scheduler.max_seqs);
@@ -165,6 +164,7 @@ ReplayReport replay(const ReplayOptions& options, const Policy& policy, const So
   }
   report.wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
   report.totals = memory.totals();
+  report.pages = memory.page_counts();
   report.latency_p50_ns = memory.latency().percentile_ns(0.5);
   report.latency_p99_ns = memory.latency().percentile_ns(0.99);
   report.latency_p999_ns = memory.latency().percentile_ns(0.999);

@@ -20,14 +20,13 @@ ReplayCounts Scheduler::run(const StepObserver& observer) {
     if (running_.empty() && preempted_.empty()) {
       counts_.virtual_s = std::max(counts_.virtual_s, arrivals_.next_arrival_s());
     }
-    step();
-    if (observer) observer(counts_, usage_);
+    if (step() && observer) observer(counts_, usage_);
   }
   check_totals();
   return counts_;
 }
 
-void Scheduler::step() {
+bool Scheduler::step() {
   step_tokens_ = 0;
   const auto decoding = std::count_if(running_.begin(), running_.end(), [](const Running& r) { return r.decoding(); });
   std::uint64_t budget = options_.max_batched_tokens - static_cast<std::uint64_t>(decoding);
@@ -35,12 +34,15 @@ void Scheduler::step() {
   admit(budget);
   if (running_.empty()) {
     if (!preempted_.empty()) throw std::logic_error("a preempted sequence does not fit into empty memory");
-    return;  // everything that had arrived was rejected
+    if (arrivals_.peek(counts_.virtual_s) != nullptr)
+      throw std::logic_error("empty memory refused a request that fits");
+    return false;  // everything that had arrived was rejected
   }
   memory_.compute();
   counts_.virtual_s += options_.step_s + options_.token_s * static_cast<double>(step_tokens_);
   record();
   retire_finished();
+  return true;
 }
 
 /// One token for every decoding sequence, a chunk for those that prefill, oldest first. Victims of preemption are

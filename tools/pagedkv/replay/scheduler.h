@@ -35,7 +35,7 @@ struct ReplayCounts {
   double virtual_s = 0;
 };
 
-/// Called after each step.
+/// Called after each step in which something ran.
 using StepObserver = std::function<void(const ReplayCounts&, const MemoryUsage&)>;
 
 /// Serves all requests: first come, first served; decoding before prefill before admission within a step.
@@ -59,7 +59,7 @@ class Scheduler {
     [[nodiscard]] bool finished() const { return held == request.turn.total_tokens(); }
   };
 
-  void step();
+  bool step();  ///< Whether anything ran.
   void grow_running(std::uint64_t& budget);
   bool grow(std::size_t index, std::uint32_t num_tokens);
   void admit(std::uint64_t& budget);
