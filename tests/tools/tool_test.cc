@@ -1,11 +1,16 @@
 // The frame of the program: exit codes, one line on stderr, tables.
 #include "tool.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdio_ext.h>
+#include <unistd.h>
 
 #include <algorithm>
 
+#include "json_file.h"
+#include "pagedkv/version.h"
 #include "run_tool.h"
 #include "table.h"
 
@@ -28,6 +33,32 @@ TEST(Tool, HelpAndVersionSucceedOnStdout) {
   EXPECT_THAT(help.out, HasSubstr("Exit codes"));
   EXPECT_EQ(help.err, "");
   EXPECT_THAT(run_captured({"--version"}).out, HasSubstr("pagedkv "));
+}
+
+TEST(Tool, OutputThatCannotBeWrittenIsAnError) {
+  const int full = open("/dev/full", O_WRONLY);
+  if (full < 0) GTEST_SKIP() << "no /dev/full";
+  for (const char* command : {"--help", "info"}) {
+    std::fflush(stdout);
+    const int before = dup(STDOUT_FILENO);
+    dup2(full, STDOUT_FILENO);
+    const char* const argv[] = {"pagedkv", command};
+    const int code = run_tool(2, argv);
+    __fpurge(stdout);
+    std::clearerr(stdout);
+    dup2(before, STDOUT_FILENO);
+    close(before);
+    EXPECT_EQ(code, kBadInput) << command;
+  }
+  close(full);
+}
+
+TEST(JsonFile, BytesThatAreNoUtf8AreReplaced) {
+  const TemporaryFolder folder;
+  write_json(folder / "report.json", {{"source", "\xff.jsonl"}});
+  const nlohmann::json json = read_json(folder / "report.json");
+  EXPECT_EQ(json["source"], "\xEF\xBF\xBD.jsonl");
+  EXPECT_EQ(json["version"], version());
 }
 
 TEST(Table, AlignsColumnsAndCountsUtf8AsOneColumn) {

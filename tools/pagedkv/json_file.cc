@@ -6,6 +6,8 @@
 #include <cstring>
 #include <memory>
 
+#include "pagedkv/cpu.h"
+#include "pagedkv/version.h"
 #include "tool.h"
 
 namespace pagedkv::tool {
@@ -21,6 +23,14 @@ void write_text(const std::string& path, const std::string& text) {
   if (std::fclose(file) != 0 || !written) throw BadInput("cannot write " + path + ": " + std::strerror(errno));
 }
 
-void write_json(const std::string& path, const Json& json) { write_text(path, json.dump(2) + "\n"); }
+void write_json(const std::string& path, Json json) {
+  json.emplace("version", version());
+  json.emplace("cpu_model", cpu_info().model);
+  write_text(path, to_text(json, 2) + "\n");
+}
+
+std::string to_text(const Json& json, int indent) {
+  return json.dump(indent, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
+}
 
 }  // namespace pagedkv::tool

@@ -58,7 +58,10 @@ ExitCode parse_and_run(int argc, const char* const* argv) {
 
 int run_tool(int argc, const char* const* argv) noexcept {
   try {
-    return parse_and_run(argc, argv);
+    const ExitCode code = parse_and_run(argc, argv);
+    // A full disk may show no earlier than here, and a report that is cut off must not pass for a whole one.
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) return complain("cannot write to stdout");
+    return code;
   } catch (const BadInput& error) {
     return complain(error.what());
   } catch (const CheckFailed& error) {

@@ -64,7 +64,7 @@ void write_html_report(const std::string& path, const Json& about, const std::ve
   data["map_columns"] = kMapColumns;
   data["runs"] = Json::array();
   for (const ReplayReport& report : reports) data["runs"].push_back(data_of(report));
-  std::string json = data.dump();
+  std::string json = to_text(data);
   // A file name with "</script>" in it must not end the data.
   for (std::size_t at = 0; (at = json.find("</", at)) != std::string::npos; at += 3) json.insert(at + 1, "\\");
 
