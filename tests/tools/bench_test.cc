@@ -5,6 +5,7 @@
 #include "bench/limits.h"
 #include "bench/samples.h"
 #include "pagedkv/cpu.h"
+#include "pagedkv/version.h"
 #include "run_tool.h"
 
 namespace pagedkv::tool {
@@ -14,9 +15,11 @@ using Arguments = std::vector<std::string>;
 
 /// Small shapes in memory that caches hold: what is checked is the report, not the speed.
 ToolRun bench_attention(const Arguments& more) {
-  Arguments arguments = {"bench",   "attention", "--q-heads",         "8",  "--kv-heads", "2", "--head-dim", "64",
-                         "--batch", "2",         "--context",         "70", "--seconds",  "0", "--threads",  "2",
-                         "--json",  "-",         "--working-set-mib", "0"};
+  Arguments arguments = {"bench",     "attention", "--q-heads", "8", "--kv-heads", "2", "--head-dim",        "64",
+                         "--seconds", "0",         "--threads", "2", "--json",     "-", "--working-set-mib", "0"};
+  if (std::find(more.begin(), more.end(), "--contexts") == more.end()) {
+    arguments.insert(arguments.end(), {"--batch", "2", "--context", "70"});
+  }
   arguments.insert(arguments.end(), more.begin(), more.end());
   return run_captured(arguments);
 }
@@ -42,6 +45,47 @@ TEST(BenchAttention, PrefillReportsAFractionOfThePeakOfItsUnit) {
   EXPECT_GT(json["fraction_of_peak"].get<double>(), 0);
   EXPECT_LT(json["fraction_of_peak"].get<double>(), 1);
   EXPECT_EQ(json["query_len"], 33);
+}
+
+TEST(BenchAttention, ReadsAsManyBytesAsSharedPagesAreReadHoweverLittleMemoryHoldsThem) {
+  const ToolRun run = bench_attention({"--contexts", "80x32", "--shared-prefix", "64"});
+  ASSERT_EQ(run.code, kDone) << run.err;
+  const auto json = nlohmann::json::parse(run.out);
+  EXPECT_EQ(json["copies"], 1);
+  EXPECT_EQ(json["kv_bytes"].get<double>(), 32.0 * 80 * 2 * (64 + 64) * 2);
+  EXPECT_GT(json["fraction_of_bandwidth"].get<double>(), 0);
+}
+
+TEST(BenchAttention, MakesNoMoreCopiesThanRoundsCanUse) {
+  const ToolRun run = bench_attention({"--batch", "1", "--context", "1", "--q-heads", "1", "--kv-heads", "1",
+                                       "--head-dim", "8", "--page-size", "1", "--working-set-mib", "16"});
+  ASSERT_EQ(run.code, kDone) << run.err;
+  EXPECT_EQ(nlohmann::json::parse(run.out)["copies"], 20'000);
+}
+
+TEST(BenchAttention, ReportSaysWhatWasMeasured) {
+  const Arguments variant = {"--no-causal", "--window-left", "9",      "--soft-cap", "2.5",    "--sinks", "--alibi",
+                             "--contexts",  "70,50x2",       "--seed", "5",          "--mask", "none"};
+  const auto json = nlohmann::json::parse(bench_attention(variant).out);
+  EXPECT_EQ(json["causal"], false);
+  EXPECT_EQ(json["window_left"], 9);
+  EXPECT_EQ(json["soft_cap"], 2.5);
+  EXPECT_EQ(json["sinks"], true);
+  EXPECT_EQ(json["alibi"], true);
+  EXPECT_EQ(json["mask"], "none");
+  EXPECT_EQ(json["values_in_keys"], false);
+  EXPECT_EQ(json["contexts"], "70x1,50x2");
+  EXPECT_EQ(json["shared_prefix"], 0);
+  EXPECT_EQ(json["working_set_mib"], 0);
+  EXPECT_EQ(json["seed"], 5);
+  EXPECT_EQ(json["version"], version());
+  EXPECT_EQ(json["cpu_model"], cpu_info().model);
+
+  Arguments as_text = variant;
+  as_text.insert(as_text.end(), {"--json", "/dev/null"});
+  EXPECT_THAT(bench_attention(as_text).out, testing::HasSubstr("variant     not causal, window of 9 keys to the left, "
+                                                               "soft cap 2.5, sinks, ALiBi\n"));
+  EXPECT_THAT(bench_attention({"--json", "/dev/null"}).out, testing::Not(testing::HasSubstr("variant")));
 }
 
 TEST(BenchAttention, EveryVariantRunsOnEveryTargetAndAgreesWithTheOracle) {
@@ -74,6 +118,11 @@ TEST(BenchAttention, RefusesShapesThatMakeNoSense) {
   expect_bad_input(bench_attention({"--contexts", "12,x"}), "--contexts");
   expect_bad_input(bench_attention({"--contexts", "-5"}), "--contexts");
   expect_bad_input(bench_attention({"--shared-prefix", "80"}), "--shared-prefix");
+  expect_bad_input(bench_attention({"--shared-prefix", "15", "--cascade"}), "one page of 16");
+  expect_bad_input(bench_attention({"--contexts", "70", "--batch", "2"}), "--contexts");
+  expect_bad_input(bench_attention({"--contexts", "70", "--context", "70"}), "--contexts");
+  expect_bad_input(bench_attention({"--seconds", "nan"}), "--seconds");
+  expect_bad_input(bench_attention({"--q-heads", "4000000000", "--sinks"}), "--q-heads");
   expect_bad_input(bench_attention({"--q-heads", "7"}), "");
   expect_bad_input(bench_attention({"--head-dim", "0"}), "");
   expect_bad_input(bench_attention({"--dtype", "int3"}), "--dtype");

@@ -9,7 +9,8 @@
 #include <cmath>
 #include <map>
 #include <memory>
-#include <random>
+#include <numeric>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -67,6 +68,27 @@ std::vector<std::int64_t> parse_contexts(const Options& options) {
   return contexts;
 }
 
+/// What parse_contexts reads as these lengths: "65536x1,512x31".
+std::string format_contexts(const std::vector<std::int64_t>& contexts) {
+  std::string text;
+  for (auto begin = contexts.begin(); begin != contexts.end();) {
+    const auto end = std::find_if(begin, contexts.end(), [&](std::int64_t length) { return length != *begin; });
+    text += fmt::format("{}{}x{}", text.empty() ? "" : ",", *begin, end - begin);
+    begin = end;
+  }
+  return text;
+}
+
+const char* to_string(MaskKind mask) {
+  switch (mask) {
+    case MaskKind::kBool: return "bool";
+    case MaskKind::kAdditive: return "additive";
+    case MaskKind::kBits: return "bits";
+    case MaskKind::kNone: break;
+  }
+  return "none";
+}
+
 /// One learned logit or one slope a query head.
 struct HeadConstants {
   std::vector<float> sinks, alibi_slopes;
@@ -101,6 +123,9 @@ WorkloadShape make_shape(const Options& options, const HeadConstants& constants)
   const std::int64_t shortest = *std::min_element(shape.contexts.begin(), shape.contexts.end());
   if (shape.query_len > shortest) throw BadInput("--query-len exceeds the context");
   if (shape.shared_prefix > shortest - shape.query_len) throw BadInput("--shared-prefix reaches into the new tokens");
+  if (options.shared_prefix != 0 && shape.shared_prefix == 0) {
+    throw BadInput(fmt::format("--shared-prefix must hold at least one page of {} tokens", options.config.page_size));
+  }
   if (options.config.cascade && shape.shared_prefix == 0) throw BadInput("--cascade needs --shared-prefix");
   if (shape.values_in_keys && options.config.v_head_dim > options.config.head_dim) {
     throw BadInput("--values-in-keys needs --v-head-dim of at most --head-dim");
@@ -165,13 +190,13 @@ class AttentionBench {
 
   /// Kernel and limits in turn until the time is up, each on memory that no cache holds.
   Samples measure() {
-    constexpr std::size_t kWarmUpRounds = 2, kMinRounds = 11, kMaxRounds = 20'000, kPlans = 31;
+    constexpr std::size_t kWarmUpRounds = 2, kMinRounds = 11, kPlans = 31;
     Samples samples;
     for (std::size_t i = 0; i < kPlans; ++i) {
       samples.plan_s.push_back(seconds_of([&] { make_plan(i % plans_.size()); }));
     }
     const double begin = now_s();
-    for (std::size_t round = 0; round < kMaxRounds; ++round) {
+    for (std::size_t round = 0; round < kMaxCopies; ++round) {
       if (round >= kWarmUpRounds + kMinRounds && now_s() - begin > seconds_) break;
       const double kernel_s = seconds_of([&] { run(round % plans_.size()); });
       const double read_s = seconds_of([&] { read(round % plans_.size()); });
@@ -211,13 +236,16 @@ class AttentionBench {
     value_or_bad_input(plans_[copy].run(workload_.view(), workload_.q(), workload_.out(), workload_.lse()),
                        "attending");
   }
-  /// As many bytes as the kernel read, from the part of the contiguous memory that was read longest ago.
+  /// As many bytes as the kernel read, from the part of the contiguous memory that was read longest ago. They may be
+  /// several times the memory: pages that sequences share were read once for each of them.
   void read(std::size_t copy) {
-    const std::size_t size = workload_.contiguous().size();
-    const std::size_t part = size / plans_.size() * copy / 64 * 64;
-    const std::size_t bytes = std::min<std::size_t>(bytes_, size - part);
-    checksum_ += read_contiguous(workload_.contiguous().subspan(part, bytes));
-    if (bytes < bytes_) checksum_ += read_contiguous(workload_.contiguous().first(bytes_ - bytes));
+    const std::span<const std::byte> memory = workload_.contiguous();
+    std::size_t at = memory.size() / plans_.size() * copy / 64 * 64;
+    for (std::uint64_t left = bytes_; left > 0; at = 0) {
+      const std::size_t bytes = std::min<std::size_t>(left, memory.size() - at);
+      checksum_ += read_contiguous(memory.subspan(at, bytes));
+      left -= bytes;
+    }
   }
 
   WorkloadShape shape_;
@@ -232,28 +260,45 @@ class AttentionBench {
   std::uint64_t checksum_ = 0;
 };
 
+/// What was asked for: enough to run the same again.
+Json shape_to_json(const Options& options, const WorkloadShape& shape, const AttentionBench& bench) {
+  const AttentionConfig& config = shape.config;
+  return {{"phase", options.phase == Phase::kDecode ? "decode" : "prefill"},
+          {"target", bench.target()},
+          {"threads", options.threads},
+          {"q_heads", config.num_q_heads},
+          {"kv_heads", config.num_kv_heads},
+          {"head_dim", config.head_dim},
+          {"v_head_dim", config.v_head_dim == 0 ? config.head_dim : config.v_head_dim},
+          {"batch", shape.contexts.size()},
+          {"context", *std::max_element(shape.contexts.begin(), shape.contexts.end())},
+          {"contexts", format_contexts(shape.contexts)},
+          {"query_len", shape.query_len},
+          {"shared_prefix", shape.shared_prefix},
+          {"cascade", config.cascade},
+          {"dtype", to_string(config.kv_dtype)},
+          {"q_dtype", to_string(shape.q_dtype)},
+          {"f16_as_bf16", config.kv_dtype == DType::f16 && config.variant.f16_as_bf16},
+          {"causal", config.variant.causal},
+          {"window_left", config.variant.window_left},
+          {"soft_cap", config.variant.logits_soft_cap},
+          {"sinks", options.sinks},
+          {"alibi", options.alibi},
+          {"mask", to_string(shape.mask)},
+          {"values_in_keys", shape.values_in_keys},
+          {"page_size", config.page_size},
+          {"page_order", options.page_order},
+          {"huge_pages", bench.workload().huge_pages()},
+          {"working_set_mib", options.working_set_mib},
+          {"copies", bench.workload().num_copies()},
+          {"seed", shape.seed}};
+}
+
 Json to_json(const Options& options, const WorkloadShape& shape, const AttentionBench& bench, const Samples& samples,
              const CheckedError& error) {
-  const AttentionConfig& config = shape.config;
   const double kernel_s = median(samples.kernel_s), read_s = median(samples.read_s);
-  Json json = {{"phase", options.phase == Phase::kDecode ? "decode" : "prefill"},
-               {"target", bench.target()},
-               {"threads", options.threads},
-               {"q_heads", config.num_q_heads},
-               {"kv_heads", config.num_kv_heads},
-               {"head_dim", config.head_dim},
-               {"v_head_dim", config.v_head_dim == 0 ? config.head_dim : config.v_head_dim},
-               {"batch", shape.contexts.size()},
-               {"context", *std::max_element(shape.contexts.begin(), shape.contexts.end())},
-               {"query_len", shape.query_len},
-               {"dtype", to_string(config.kv_dtype)},
-               {"q_dtype", to_string(shape.q_dtype)},
-               {"f16_as_bf16", config.kv_dtype == DType::f16 && config.variant.f16_as_bf16},
-               {"page_size", config.page_size},
-               {"page_order", options.page_order},
-               {"huge_pages", bench.workload().huge_pages()},
-               {"copies", bench.workload().num_copies()},
-               {"samples", samples.kernel_s.size()},
+  Json json = shape_to_json(options, shape, bench);
+  json.update({{"samples", samples.kernel_s.size()},
                {"ms_median", kernel_s * 1e3},
                {"ms_p10", quantile(samples.kernel_s, 0.1) * 1e3},
                {"ms_p90", quantile(samples.kernel_s, 0.9) * 1e3},
@@ -267,9 +312,8 @@ Json to_json(const Options& options, const WorkloadShape& shape, const Attention
                {"fraction_of_bandwidth", median(samples.fraction_of_bandwidth)},
                {"relative_error", error.relative},
                {"relative_error_allowed", error.allowed},
-               {"rows_checked", error.rows}};
-  if (config.cascade) {
-    json["shared_prefix"] = shape.shared_prefix;
+               {"rows_checked", error.rows}});
+  if (shape.config.cascade) {
     json["ms_without_sharing"] = median(samples.unshared_s) * 1e3;
     json["gain_of_sharing"] = median(samples.gain_of_sharing);
   }
@@ -281,6 +325,26 @@ Json to_json(const Options& options, const WorkloadShape& shape, const Attention
   return json;
 }
 
+/// What sets a run apart from plain causal attention, in words; "" if nothing does.
+std::string variant_of(const Json& json) {
+  std::vector<std::string> parts;
+  const auto add = [&parts](bool differs, std::string what) {
+    if (differs) parts.push_back(std::move(what));
+  };
+  add(!json["causal"].get<bool>(), "not causal");
+  add(json["window_left"] != -1, fmt::format("window of {} keys to the left", json["window_left"].get<int>()));
+  add(json["soft_cap"] != 0, fmt::format("soft cap {:g}", json["soft_cap"].get<double>()));
+  add(json["sinks"].get<bool>(), "sinks");
+  add(json["alibi"].get<bool>(), "ALiBi");
+  add(json["mask"] != "none", "mask " + json["mask"].get<std::string>());
+  add(json["v_head_dim"] != json["head_dim"], fmt::format("values of {}", json["v_head_dim"].get<int>()));
+  add(json["values_in_keys"].get<bool>(), "values in keys");
+  add(json["q_dtype"] != json["dtype"], "queries in " + json["q_dtype"].get<std::string>());
+  add(json["shared_prefix"] != 0, fmt::format("{} tokens shared", json["shared_prefix"].get<long>()));
+  add(json["cascade"].get<bool>(), "cascade");
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
+
 void print_text(const Json& json) {
   const auto number = [&json](const char* key) { return json[key].get<double>(); };
   const auto text = [&json](const char* key) { return json[key].get<std::string>(); };
@@ -289,6 +353,7 @@ void print_text(const Json& json) {
              json["threads"].get<int>(), json["q_heads"].get<int>(), json["kv_heads"].get<int>(),
              json["head_dim"].get<int>(), json["batch"].get<int>(), json["context"].get<long>(),
              json["query_len"].get<long>(), json["page_size"].get<int>(), text("page_order"));
+  if (const std::string variant = variant_of(json); !variant.empty()) fmt::print("variant     {}\n", variant);
   fmt::print("checked     {} rows against the oracle, relative error {:.1e} (allowed {:.0e})\n",
              json["rows_checked"].get<std::size_t>(), number("relative_error"), number("relative_error_allowed"));
   fmt::print("time        {:.4f} ms (p10 {:.4f}, p90 {:.4f}) over {} samples, plan {:.1f} us\n", number("ms_median"),
@@ -310,6 +375,7 @@ void print_text(const Json& json) {
 }
 
 ExitCode run_bench_attention(Options options) {
+  if (std::isnan(options.seconds)) throw BadInput("--seconds is not a number");
   if (options.threads == 0) options.threads = std::max(1, cpu_info().num_cpus);
   const HeadConstants constants = make_head_constants(options);
   const WorkloadShape shape = make_shape(options, constants);
@@ -338,15 +404,22 @@ void add_shape_options(CLI::App& app, Options& o) {
   const std::map<std::string, int> q_dtypes = {{"f32", 0}, {"f16", 1}, {"bf16", 2}};
   app.add_option("--phase", o.phase, "decode or prefill (default: decode)")
       ->transform(CLI::CheckedTransformer(phases).description("decode|prefill"));
-  app.add_option("--q-heads", o.config.num_q_heads, "Query heads")->capture_default_str();
-  app.add_option("--kv-heads", o.config.num_kv_heads, "Key and value heads")->capture_default_str();
+  app.add_option("--q-heads", o.config.num_q_heads, "Query heads")->check(CLI::Range(1, 65'536))->capture_default_str();
+  app.add_option("--kv-heads", o.config.num_kv_heads, "Key and value heads")
+      ->check(CLI::Range(1, 65'536))
+      ->capture_default_str();
   app.add_option("--head-dim", o.config.head_dim, "Elements of a query and key row")->capture_default_str();
   app.add_option("--v-head-dim", o.config.v_head_dim, "Elements of a value row (default: --head-dim)");
-  app.add_option("--batch", o.batch, "Sequences")->check(CLI::Range(1, 65'536))->capture_default_str();
+  CLI::Option* contexts =
+      app.add_option("--contexts", o.contexts, "A ragged batch instead, as in 65536,512x31")->type_name("LIST");
+  app.add_option("--batch", o.batch, "Sequences")
+      ->check(CLI::Range(1, 65'536))
+      ->excludes(contexts)
+      ->capture_default_str();
   app.add_option("--context", o.context, "Tokens a sequence, new ones included")
       ->check(CLI::Range(1, 1 << 30))
+      ->excludes(contexts)
       ->capture_default_str();
-  app.add_option("--contexts", o.contexts, "A ragged batch instead, as in 65536,512x31")->type_name("LIST");
   app.add_option("--query-len", o.query_len, "New tokens a sequence (default: 1 in decode, 512 in prefill)")
       ->check(CLI::Range(1, 1 << 30));
   app.add_option("--shared-prefix", o.shared_prefix, "Leading tokens whose pages all sequences share")

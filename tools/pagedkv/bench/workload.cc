@@ -100,7 +100,8 @@ void Workload::lay_out(const WorkloadShape& shape) {
   const std::uint64_t row_bytes = (config.head_dim + (shape.values_in_keys ? 0 : v_dim)) * element_bytes;
   const std::uint64_t head_bytes = row_bytes * config.page_size;
   const std::uint64_t page_bytes = (head_bytes * config.num_kv_heads + 63) / 64 * 64;
-  const std::uint64_t num_copies = std::max<std::uint64_t>(1, shape.working_set_bytes / (pages_a_copy_ * page_bytes));
+  const std::uint64_t num_copies =
+      std::clamp<std::uint64_t>(shape.working_set_bytes / (pages_a_copy_ * page_bytes), 1, kMaxCopies);
   const std::uint64_t num_pages = num_copies * pages_a_copy_;
   if (num_pages > std::uint64_t{1} << 30) throw BadInput("the working set needs more pages than a page table can name");
 

@@ -12,6 +12,9 @@
 
 namespace pagedkv::tool {
 
+/// Most copies of a batch, and most rounds of a measurement: no round would come to a copy beyond them.
+inline constexpr std::size_t kMaxCopies = 20'000;
+
 struct WorkloadShape {
   AttentionConfig config;              ///< Spans in its variant are not owned here.
   std::vector<std::int64_t> contexts;  ///< [B] tokens of each sequence, new ones included; 1..2^30.
@@ -22,7 +25,7 @@ struct WorkloadShape {
   bool random_order = true;            ///< Else page tables ascend, and sequences follow each other.
   HugePages huge_pages = HugePages::kTransparent;
   DType q_dtype = DType::bf16;          ///< Of queries and outputs.
-  std::uint64_t working_set_bytes = 0;  ///< Copies of the batch are made until they fill this.
+  std::uint64_t working_set_bytes = 0;  ///< Copies of the batch, kMaxCopies at most, are made until they fill this.
   std::uint64_t seed = 1;
 };
 
