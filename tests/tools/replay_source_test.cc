@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <lzma.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -100,6 +101,18 @@ TEST(Trace, AzureYieldsSecondsFromTheFirstRequestAcrossMidnight) {
   EXPECT_EQ(sessions[1].turns.at(0).output_tokens, 2u);
 }
 
+TEST(Trace, AzureTimesMayNameTheirOffsetFromUtc) {
+  const std::vector<Session> sessions = read_all(
+      "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00.009930+00:00,2162,5\n"
+      "2024-05-10 00:00:01.009930Z,1,2\n2024-05-10 02:00:02+02:00,1,2\n2024-05-09 18:30:03-05:30,1,2\n",
+      TraceFormat::kAzure);
+  ASSERT_EQ(sessions.size(), 4u);
+  EXPECT_EQ(sessions[0].turns.at(0).prompt_tokens, 2162u);
+  EXPECT_NEAR(sessions[1].start_s, 1, 1e-6);
+  EXPECT_NEAR(sessions[2].start_s, 1.99007, 1e-6);
+  EXPECT_NEAR(sessions[3].start_s, 2.99007, 1e-6);
+}
+
 TEST(Trace, AgenticKeepsIdsOfSessionsApart) {
   const std::vector<Session> sessions = read_all(kAgentic, TraceFormat::kAgentic);
   ASSERT_EQ(sessions.size(), 2u);
@@ -120,7 +133,7 @@ TEST(Trace, MalformedLineIsReportedWithItsNumber) {
   const std::string good = "{\"timestamp\": 0, \"input_length\": 3, \"output_length\": 5, \"hash_ids\": [0]}\n";
   const auto mooncake = [&](const std::string& line) { return complaint(good + line, TraceFormat::kMooncake); };
   for (const std::string& line : std::vector<std::string>{
-           "\n", "{\"timestamp\": 1, \"input_le", "[1]\n", "{}\n",
+           "{\"timestamp\": 1, \"input_le", "[1]\n", "{}\n",
            R"({"timestamp": 1, "input_length": -3, "output_length": 5, "hash_ids": [0]})",
            R"({"timestamp": 1, "input_length": 3.5, "output_length": 5, "hash_ids": [0]})",
            R"({"timestamp": 1, "input_length": 1e30, "output_length": 5, "hash_ids": [0]})",
@@ -134,6 +147,8 @@ TEST(Trace, MalformedLineIsReportedWithItsNumber) {
     EXPECT_THAT(mooncake(line), HasSubstr(":2: ")) << line;
   }
   EXPECT_EQ(mooncake(good), "");
+  EXPECT_EQ(mooncake("\n\r\n"), "");
+  EXPECT_THAT(mooncake("\n" + good), HasSubstr(":3: a blank line"));
 }
 
 TEST(Trace, AzureComplainsAboutHeaderFieldsAndOrder) {
@@ -144,7 +159,8 @@ TEST(Trace, AzureComplainsAboutHeaderFieldsAndOrder) {
   for (const std::string& line : std::vector<std::string>{
            "2023-11-16 18:15:46.68,374", "2023-11-16 18:15:46.68,374,", "2023-11-16 18:15:46.68,-1,4",
            "2023-11-16 18:15:46.68,99999999999,4", "2023-11-16 18:15:46.68,3,4,5", "2023-13-16 18:15:46.68,3,4",
-           "2023-02-30 18:15:46.68,3,4", "2023-11-16 24:15:46.68,3,4", "2023-11-16 18:15:nan,3,4", "yesterday,3,4"}) {
+           "2023-02-30 18:15:46.68,3,4", "2023-11-16 24:15:46.68,3,4", "2023-11-16 18:15:nan,3,4", "yesterday,3,4",
+           "Z,3,4", "2023-11-16 18:15:46+24:00,3,4", "2023-11-16 18:15:46+0100,3,4", "2023-11-16+01:00,3,4"}) {
     EXPECT_THAT(azure(header + line), HasSubstr(":2: ")) << line;
   }
   EXPECT_THAT(azure(header + "2023-11-16 18:15:46,3,4\n2023-11-16 18:15:45,3,4\n"), HasSubstr(":3: "));
@@ -153,7 +169,8 @@ TEST(Trace, AzureComplainsAboutHeaderFieldsAndOrder) {
 TEST(Trace, AgenticComplainsAboutRunsThatDoNotFitThePrompt) {
   for (const std::string& request : std::vector<std::string>{
            R"({"t":0,"in":9,"out":3,"h":[5,1]})", R"({"t":0,"in":9,"out":3,"h":[5]})",
-           R"({"t":0,"in":9,"out":3,"h":[5,4000000000]})", R"({"t":0,"in":9,"out":3,"h":[5,-1,9,3]})", "7"}) {
+           R"({"t":0,"in":9,"out":3,"h":[5,4000000000]})", R"({"t":0,"in":9,"out":3,"h":[5,-1,9,3]})",
+           R"({"t":0,"in":9,"out":3,"h":[4294967295,2]})", "7"}) {
     const std::string line = R"({"block":4,"req":[)" + request + "]}";
     EXPECT_THAT(complaint(line, TraceFormat::kAgentic), HasSubstr(":1: ")) << line;
   }
@@ -248,6 +265,31 @@ TEST(RequestTokens, EqualBlocksAreEqualAndOwnTokensDiffer) {
   EXPECT_TRUE(std::all_of(a.begin(), a.end(), [](Token token) { return token >= 0; }));
 }
 
+TEST(Replay, ATraceFromAPipeIsRefusedBeforeItIsRead) {
+  const TemporaryFolder folder;
+  const std::string pipe = folder / "trace.jsonl";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  expect_bad_input(run_captured({"replay", "--trace", pipe, "--format", "mooncake"}), "not a pipe");
+}
+
+TEST(Replay, OptionsWithoutEffectAreRefused) {
+  const TemporaryFile trace("{\"timestamp\": 0, \"input_length\": 3, \"output_length\": 5, \"hash_ids\": [0]}\n");
+  const auto run = [&](const std::string& format, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "replay");
+    if (!format.empty()) arguments.insert(arguments.end(), {"--trace", trace.path(), "--format", format});
+    return run_captured(arguments);
+  };
+  expect_bad_input(run("", {"--session-gap", "5"}), "--session-gap");
+  expect_bad_input(run("mooncake", {"--session-gap", "5"}), "--session-gap");
+  expect_bad_input(run("mooncake", {"--seed", "5"}), "--seed");
+  expect_bad_input(run("azure", {"--prefix-cache"}), "--prefix-cache");
+  expect_bad_input(run("mooncake", {"--prefix-cache", "--policy", "glibc"}), "--prefix-cache");
+  expect_bad_input(run("mooncake", {"--max-seq-len", "50"}), "--max-seq-len");
+  expect_bad_input(run("mooncake", {"--slot-bytes", "64", "--attention"}), "--slot-bytes");
+  expect_bad_input(run("mooncake", {"--slot-bytes", "64", "--prefix-cache"}), "--slot-bytes");
+  EXPECT_EQ(run("mooncake", {"--max-seq-len", "50", "--policy", "all"}).code, kDone);
+}
+
 TEST(Replay, BadInputIsSaidInOneLineAndExitsWithTwo) {
   const TemporaryFile broken("{\"timestamp\": 0\n");
   const TemporaryFile empty("");
@@ -266,6 +308,7 @@ TEST(Replay, BadInputIsSaidInOneLineAndExitsWithTwo) {
       {"replay", "--capacity-tokens", "8"},  // not one page
       {"replay", "--capacity-tokens", "1099511627776", "--page-size", "1"},
       {"replay", "--step-ms", "nan"},
+      {"replay", "--trace", "/dev/null", "--format", "azure"},
       {"replay", "--max-requests", "10", "--json", "/nonexistent/report.json"},
   };
   for (const auto& arguments : bad) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -168,16 +169,23 @@ AttentionShape shape_of(const Arguments& args) {
   return shape;
 }
 
+/// 0 = all of a trace.
+std::uint64_t max_requests_of(const Arguments& args) {
+  if (args.max_requests != 0 || !args.trace.empty()) return args.max_requests;
+  return args.attention ? kAttentionRequests : kWorkloadRequests;
+}
+
 OpenSource source_of(const Arguments& args) {
   if (args.trace.empty()) {
-    const std::uint64_t num_requests = args.max_requests != 0 ? args.max_requests
-                                       : args.attention       ? kAttentionRequests
-                                                              : kWorkloadRequests;
-    return [workload = parse_workload(args.workload), seed = args.seed, num_requests] {
-      return limit_requests(generate_workload(workload, seed), num_requests);
+    return [workload = parse_workload(args.workload), seed = args.seed, max_requests = max_requests_of(args)] {
+      return limit_requests(generate_workload(workload, seed), max_requests);
     };
   }
   if (args.format.empty()) throw BadInput("--trace needs --format: mooncake, azure or agentic");
+  std::error_code error;
+  if (std::filesystem::exists(args.trace, error) && !std::filesystem::is_regular_file(args.trace, error)) {
+    throw BadInput(args.trace + ": a trace is read twice: give a file, not a pipe");
+  }
   return [path = args.trace, format = parse_trace_format(args.format), gap_s = args.session_gap_s,
           max_requests = args.max_requests] { return limit_requests(open_trace(path, format, gap_s), max_requests); };
 }
@@ -217,6 +225,30 @@ ReplayOptions options_of(const Arguments& args, const std::vector<Policy>& polic
   return options;
 }
 
+/// Throws BadInput for an option that would be without effect beside the others.
+void check_combinations(const CLI::App& app, const Arguments& args) {
+  const bool has_cache = args.policy == "all" || args.policy == "paged";
+  const bool has_longest = args.policy != "paged" && args.policy != "chained" && args.policy != "cells";
+  const struct {
+    const char* option;
+    bool effective;
+    const char* why;
+  } rules[] = {
+      {"--seed", args.trace.empty(), "it is of generated requests, and those of a trace are given"},
+      {"--session-gap", args.format == "agentic", "only sessions of an agentic trace are moved"},
+      {"--max-seq-len", has_longest, "the policy reserves no longest length"},
+      {"--slot-bytes", !args.attention && !args.prefix_cache,
+       "slots have memory of their own only without --attention and --prefix-cache"},
+      {"--prefix-cache", has_cache, "the policy has no prefix cache"},
+      {"--prefix-cache", args.format != "azure", "an azure trace has no block ids"},
+  };
+  for (const auto& rule : rules) {
+    if (app.count(rule.option) != 0 && !rule.effective) {
+      throw BadInput(fmt::format("{} would be without effect: {}", rule.option, rule.why));
+    }
+  }
+}
+
 std::string source_name(const Arguments& args) { return args.trace.empty() ? args.workload : args.trace; }
 
 Json to_json(const Arguments& args, const ReplayReport& report) {
@@ -225,6 +257,22 @@ Json to_json(const Arguments& args, const ReplayReport& report) {
   json["arrivals"] = closed_arrivals(args) ? "closed" : "trace";
   json["max_seqs"] = args.max_seqs;
   json["max_batched_tokens"] = args.max_batched_tokens;
+  json["max_requests"] = max_requests_of(args);
+  json["step_ms"] = args.step_ms;
+  json["token_us"] = args.token_us;
+  if (args.trace.empty()) {
+    json["seed"] = args.seed;
+  } else {
+    json["format"] = args.format;
+  }
+  if (args.format == "agentic") json["session_gap_s"] = args.session_gap_s;
+  if (report.memory.prefix_cache) json["eviction"] = args.eviction;
+  const AttentionShape& shape = report.memory.shape;
+  json["layers"] = shape.layers;
+  json["q_heads"] = shape.q_heads;
+  json["kv_heads"] = shape.kv_heads;
+  json["head_dim"] = shape.head_dim;
+  json["dtype"] = args.dtype;
   return json;
 }
 
@@ -267,9 +315,6 @@ std::vector<ReplayReport> replay_all(const ReplayOptions& options, const std::ve
 
 ExitCode run(const Arguments& args) {
   const std::vector<Policy> policies = parse_policies(args.policy, args.page_size, args.attention);
-  if (args.prefix_cache && args.policy != "all" && args.policy != "paged") {
-    throw BadInput(fmt::format("policy {} has no prefix cache", args.policy));
-  }
   const ReplayOptions options = options_of(args, policies);
   const SourceSummary summary = summarize(*options.open_source());
   if (summary.requests == 0) throw BadInput(source_name(args) + ": there are no requests in it");
@@ -305,10 +350,14 @@ Command add_replay(CLI::App& root) {
   add_source_options(*app, *args);
   add_server_options(*app, *args);
   add_attention_options(*app, *args);
-  app->add_option("--json", args->json, "Write the report to this file; - for stdout, without the table");
-  app->add_option("--html", args->html,
-                  "Write one self-contained page with plots to this file; best with --policy all");
-  return {app, [args] { return run(*args); }};
+  app->add_option("--json", args->json, "Write the report to this file; - for stdout, without the table")
+      ->type_name("FILE");
+  app->add_option("--html", args->html, "Write one self-contained page with plots to this file; best with --policy all")
+      ->type_name("FILE");
+  return {app, [app, args] {
+            check_combinations(*app, *args);
+            return run(*args);
+          }};
 }
 
 }  // namespace pagedkv::tool

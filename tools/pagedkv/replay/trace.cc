@@ -27,6 +27,16 @@ class TraceSource : public SessionSource {
   explicit TraceSource(const std::string& path) : lines_(path) {}
 
  protected:
+  /// The next line; blank ones may stand at the end of a file only.
+  bool next_line(std::string_view& line) {
+    if (!lines_.next(line)) return false;
+    if (!line.empty()) return true;
+    while (lines_.next(line)) {
+      if (!line.empty()) lines_.fail("a blank line stands before this one");
+    }
+    return false;
+  }
+
   json parse_object(std::string_view line) const {
     json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (object.is_discarded()) lines_.fail("this is not JSON, or it is cut off");
@@ -83,7 +93,7 @@ class MooncakeSource final : public TraceSource {
 
   bool next(Session& session) override {
     std::string_view line;
-    if (!lines_.next(line)) return false;
+    if (!next_line(line)) return false;
     const json object = parse_object(line);
     session.start_s = seconds(object, "timestamp", 1e-3);
     require_order(session.start_s);
@@ -117,11 +127,28 @@ bool parse_number(std::string_view text, Number& value) {
   return error == std::errc{} && end == text.data() + text.size();
 }
 
-/// Seconds since 1970 of "2023-11-16 18:15:46.6805900", or NaN.
+/// Takes "Z", "+hh:mm" or "-hh:mm" off the end of a time; seconds east of UTC, 0 without, or NaN.
+double take_utc_offset(std::string_view& time) {
+  if (time.ends_with('Z')) {
+    time.remove_suffix(1);
+    return 0;
+  }
+  if (time.size() < 6 || (time[time.size() - 6] != '+' && time[time.size() - 6] != '-')) return 0;
+  const std::string_view offset = time.substr(time.size() - 6);
+  time.remove_suffix(6);
+  unsigned hours = 0, minutes = 0;
+  const bool parsed =
+      offset[3] == ':' && parse_number(offset.substr(1, 2), hours) && parse_number(offset.substr(4), minutes);
+  if (!parsed || hours > 23 || minutes > 59) return NAN;
+  return (offset[0] == '-' ? -60.0 : 60.0) * (hours * 60 + minutes);
+}
+
+/// Seconds since 1970 of "2023-11-16 18:15:46.6805900", or of "2024-05-10 00:00:00.009930+00:00"; or NaN.
 double parse_timestamp(std::string_view text) {
   unsigned month = 0, day = 0, hour = 0, minute = 0;
   int year = 0;
   double second = 0;
+  const double east_s = take_utc_offset(text);
   const bool parsed = text.size() >= 19 && text[4] == '-' && text[7] == '-' && text[10] == ' ' && text[13] == ':' &&
                       text[16] == ':' && parse_number(text.substr(0, 4), year) &&
                       parse_number(text.substr(5, 2), month) && parse_number(text.substr(8, 2), day) &&
@@ -130,7 +157,7 @@ double parse_timestamp(std::string_view text) {
   const std::chrono::year_month_day date{std::chrono::year{year}, std::chrono::month{month}, std::chrono::day{day}};
   if (!parsed || !date.ok() || hour > 23 || minute > 59 || !(second >= 0 && second < 61)) return NAN;
   const auto days = std::chrono::sys_days{date}.time_since_epoch().count();
-  return static_cast<double>(days) * 86400 + hour * 3600 + minute * 60 + second;
+  return static_cast<double>(days) * 86400 + hour * 3600 + minute * 60 + second - east_s;
 }
 
 class AzureSource final : public TraceSource {
@@ -144,7 +171,7 @@ class AzureSource final : public TraceSource {
 
   bool next(Session& session) override {
     std::string_view line;
-    if (!lines_.next(line)) return false;
+    if (!next_line(line)) return false;
     const double time_s = parse_timestamp(take_field(line));
     if (std::isnan(time_s)) lines_.fail("TIMESTAMP must look like 2023-11-16 18:15:46.6805900");
     if (first_s_ < 0) first_s_ = time_s;
@@ -175,7 +202,7 @@ class AgenticSource final : public TraceSource {
 
   bool next(Session& session) override {
     std::string_view line;
-    if (!lines_.next(line)) return false;
+    if (!next_line(line)) return false;
     const json object = parse_object(line);
     session.start_s = session_gap_s_ * static_cast<double>(num_sessions_);
     session.block_tokens = static_cast<std::uint32_t>(integer(field(object, "block"), "block", 1 << 20));
@@ -205,6 +232,7 @@ class AgenticSource final : public TraceSource {
       const std::uint64_t first = integer(runs[i], "h", kMaxBlockId);
       const std::uint64_t count = integer(runs[i + 1], "h", expected);
       num_blocks += count;
+      if (first + count > kMaxBlockId + 1) lines_.fail(fmt::format("\"h\" has block ids above {}", kMaxBlockId));
       // Ids are a session's own: the session number makes them unique.
       turn.blocks.push_back({num_sessions_ << 32 | first, static_cast<std::uint32_t>(count)});
     }
