@@ -110,24 +110,29 @@ bool CacheMemory::grow(SequenceKey key, std::uint32_t num_tokens) {
   return true;
 }
 
-void CacheMemory::compute() {
+void CacheMemory::reserve() {
   if (items_.empty()) return;
-  Step step = value_or_bad_input(cache_.begin_step(items_), "cannot begin a step");
-  if (options_.attention) compute_attention(step);
-  value_or_bad_input(step.commit(), "cannot commit a step");
+  step_.emplace(value_or_bad_input(cache_.begin_step(items_), "cannot begin a step"));
+}
+
+void CacheMemory::compute() {
+  if (!step_) return;
+  if (options_.attention) compute_attention();
+  value_or_bad_input(step_->commit(), "cannot commit a step");
+  step_.reset();
   for (const NewTokens& part : parts_) update_slack(part.key);
   items_.clear();
   parts_.clear();
   pending_pages_ = 0;
 }
 
-void CacheMemory::compute_attention(Step& step) {
+void CacheMemory::compute_attention() {
   load_.begin_step(parts_);
   for (std::uint32_t layer = 0; layer < options_.shape.layers; ++layer) {
     load_.fill(layer);
-    value_or_bad_input(step.write(layer, load_.k(), load_.v()), "cannot write K and V");
+    value_or_bad_input(step_->write(layer, load_.k(), load_.v()), "cannot write K and V");
     const Clock::time_point begun = Clock::now();
-    value_or_bad_input(step.attend(layer, load_.q(), load_.out()), "cannot attend");
+    value_or_bad_input(step_->attend(layer, load_.q(), load_.out()), "cannot attend");
     load_.took(layer, parts_, Clock::now() - begun, totals_);
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "pagedkv/kv_cache.h"
@@ -32,6 +33,8 @@ class CacheMemory final : public KvMemory {
   bool open(SequenceKey key, const Demand& demand) override;
   [[nodiscard]] std::uint64_t cached_tokens(SequenceKey key) const override;
   bool grow(SequenceKey key, std::uint32_t num_tokens) override;
+  [[nodiscard]] bool reserves_whole_steps() const override { return true; }
+  void reserve() override;
   void compute() override;
   void close(SequenceKey key, bool finished) override;
   [[nodiscard]] MemoryUsage usage() const override;
@@ -41,7 +44,7 @@ class CacheMemory final : public KvMemory {
 
  private:
   bool fits(const Sequence& sequence, const Demand& demand);
-  void compute_attention(Step& step);
+  void compute_attention();
   void update_slack(SequenceKey key);
 
   CacheMemoryOptions options_;
@@ -55,6 +58,7 @@ class CacheMemory final : public KvMemory {
   std::vector<Token> decoded_;               ///< [max_seqs] the token that a sequence decodes in this step.
   std::vector<StepItem> items_;              ///< Of the step that is being put together.
   std::vector<NewTokens> parts_;
+  std::optional<Step> step_;          ///< From reserve() to compute().
   std::uint64_t pending_pages_ = 0;   ///< That the step will take.
   std::vector<std::uint64_t> slack_;  ///< By key: slots of its last page that hold no token.
   std::uint64_t total_slack_ = 0;

@@ -40,7 +40,7 @@ struct PageCounts {
 
 /// What a memory did in all.
 struct MemoryTotals {
-  std::uint64_t copied_tokens = 0;       ///< Moved from one place to another.
+  std::uint64_t copied_tokens = 0;       ///< Moved from one place to another; at most, where an allocator moves them.
   double attention_s = 0;                ///< Spent in attention.
   std::uint64_t attention_kv_bytes = 0;  ///< Read by it: visible K and V, once a step, layer and sequence.
   std::uint64_t output_checksum = 0;     ///< Over the last output rows of finished sequences, in any order.
@@ -62,6 +62,10 @@ class KvMemory {
   }
   /// Adds tokens to a sequence, or says that memory has run out and leaves the sequence as it was.
   virtual bool grow(SequenceKey key, std::uint32_t num_tokens) = 0;
+  /// Whether grow() only plans, and reserve() takes the memory for a whole step.
+  [[nodiscard]] virtual bool reserves_whole_steps() const { return false; }
+  /// Takes the memory for the tokens that have been added since the last call, unless grow() has.
+  virtual void reserve() {}
   /// Writes and attends the tokens that have been added since the last call, if the memory holds real ones.
   virtual void compute() {}
   /// Frees a sequence; `finished` if it has all its tokens, else it was preempted.

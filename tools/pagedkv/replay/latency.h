@@ -20,6 +20,7 @@ class LatencyHistogram {
   }
   /// The time that a fraction of all calls did not exceed; 0 if there were none.
   [[nodiscard]] std::uint64_t percentile_ns(double fraction) const;
+  [[nodiscard]] std::uint64_t total() const { return total_; }
 
  private:
   static constexpr std::uint64_t kSteps = 16;  ///< Buckets a power of two.
@@ -33,7 +34,8 @@ class LatencyHistogram {
   std::uint64_t total_ = 0;
 };
 
-/// Forwards to another memory and takes the time of every call that makes room for tokens.
+/// Forwards to another memory and takes the time of every call that makes room for tokens. Calls that find no room are
+/// no samples: while a queue waits there is one a step, and quick.
 class TimedMemory final : public KvMemory {
  public:
   explicit TimedMemory(std::unique_ptr<KvMemory> memory) : memory_(std::move(memory)) {}
@@ -45,7 +47,16 @@ class TimedMemory final : public KvMemory {
     return timed([&] { return memory_->open(key, demand); });
   }
   bool grow(SequenceKey key, std::uint32_t num_tokens) override {
+    if (memory_->reserves_whole_steps()) return memory_->grow(key, num_tokens);
     return timed([&] { return memory_->grow(key, num_tokens); });
+  }
+  [[nodiscard]] bool reserves_whole_steps() const override { return memory_->reserves_whole_steps(); }
+  void reserve() override {
+    if (!memory_->reserves_whole_steps()) return;
+    timed([&] {
+      memory_->reserve();
+      return true;
+    });
   }
   [[nodiscard]] std::uint64_t cached_tokens(SequenceKey key) const override { return memory_->cached_tokens(key); }
   void compute() override { memory_->compute(); }
@@ -60,7 +71,7 @@ class TimedMemory final : public KvMemory {
   bool timed(const Call& call) {
     const auto begun = std::chrono::steady_clock::now();
     const bool done = call();
-    latency_.add(static_cast<std::uint64_t>((std::chrono::steady_clock::now() - begun).count()));
+    if (done) latency_.add(static_cast<std::uint64_t>((std::chrono::steady_clock::now() - begun).count()));
     return done;
   }
 

@@ -38,6 +38,7 @@ bool Scheduler::step() {
       throw std::logic_error("empty memory refused a request that fits");
     return false;  // everything that had arrived was rejected
   }
+  memory_.reserve();
   memory_.compute();
   counts_.virtual_s += options_.step_s + options_.token_s * static_cast<double>(step_tokens_);
   record();
