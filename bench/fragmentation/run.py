@@ -112,7 +112,7 @@ def draw_policies(plt, name, runs, folder):
     left.set_xlabel("sequences at once, mean")
     live = [100 * r["utilization"] for r in shown]
     empty = [100 * r["utilization"] * r["tail_waste"] / (1 - r["tail_waste"]) for r in shown]
-    lost = [100 * r["external_fragmentation"] for r in shown]
+    lost = [100 * (r["external_fragmentation"] or 0) for r in shown]  # an allocator does not say
     right.barh(names, live, color=BLUE, label="live tokens")
     right.barh(names, empty, left=live, color=ORANGE, label="reserved without a token")
     right.barh(names, lost, left=[a + b for a, b in zip(live, empty)], color=RED, label="free, but unusable")

@@ -369,6 +369,17 @@ TEST(PrefixReplay, FindsTheConversationBeforeButForItsLastPartialPageAndTheLastT
   EXPECT_EQ(report.pages.evictions, 0u);
 }
 
+TEST(PrefixReplay, TheIdealIsAShareOfAllPromptsThoseIncludedThatNeverFit) {
+  ReplayOptions options = generated(Workload::kChat, 512);
+  const ReplayReport report = replay_with_prefix_cache(options);
+  const SourceSummary summary = summarize(*options.open_source());
+  ASSERT_GT(report.counts.rejected, 0u);
+  EXPECT_DOUBLE_EQ(report.prefix_ideal_rate() * static_cast<double>(summary.prompt_tokens),
+                   static_cast<double>(report.ideal.tokens));
+  options.open_source = [] { return std::make_unique<ListSource>(std::vector{request(0, 0, 5)}); };
+  EXPECT_EQ(replay_with_prefix_cache(options).prefix_ideal_rate(), 0);
+}
+
 TEST(PrefixReplay, EvictsUnderPressureAndLosesNothingWithAnyPolicy) {
   for (const Eviction eviction : {Eviction::kLru, Eviction::kS3Fifo, Eviction::kArc}) {
     const ReplayReport report = replay_with_prefix_cache(generated(Workload::kAgent, 1 << 16), eviction);
@@ -432,6 +443,58 @@ TEST(LatencyHistogram, PercentilesAreRightWithinABucket) {
   for (std::uint64_t ns = 1; ns <= 1000; ++ns) histogram.add(ns);
   EXPECT_NEAR(static_cast<double>(histogram.percentile_ns(0.5)), 500, 32);
   EXPECT_NEAR(static_cast<double>(histogram.percentile_ns(0.999)), 999, 64);
+}
+
+TEST(TimedMemory, CallsThatFindNoRoomAreNoSamples) {
+  TimedMemory memory(std::make_unique<ContiguousMemory>(doubling(100)));
+  ASSERT_TRUE(memory.open(0, {nullptr, 60, 100, true}));
+  ASSERT_FALSE(memory.open(1, {nullptr, 60, 100, false}));
+  ASSERT_TRUE(memory.grow(0, 60));
+  ASSERT_FALSE(memory.grow(0, 10));
+  EXPECT_EQ(memory.latency().total(), 2u);
+}
+
+TEST(TimedMemory, ACacheMakesRoomForAWholeStepAtOnce) {
+  CacheMemoryOptions options;
+  options.capacity_tokens = 160;
+  options.max_seqs = 4;
+  options.prefix_cache = true;
+  TimedMemory memory(std::make_unique<CacheMemory>(options));
+  const ReplayCounts counts = serve({request(0, 20, 3), request(0, 20, 3)}, memory);
+  EXPECT_EQ(counts.sequence_steps, 2 * counts.steps);
+  EXPECT_EQ(memory.latency().total(), 2 + counts.steps);  // two admissions
+}
+
+TEST(Replay, WhatIsNotKnownIsNotReportedAsZero) {
+  const ToolRun ran = run_captured({"replay", "--policy", "glibc", "--max-requests", "5", "--json", "-"});
+  ASSERT_EQ(ran.code, kDone) << ran.err;
+  const Json json = Json::parse(ran.out);
+  for (const char* name : {"metadata_bytes", "metadata_fraction", "external_fragmentation"}) {
+    EXPECT_TRUE(json.at(name).is_null()) << name;
+  }
+  const ToolRun cached = run_captured(
+      {"replay", "--policy", "all", "--max-requests", "60", "--prefix-cache", "--capacity-tokens", "4096"});
+  ASSERT_EQ(cached.code, kDone) << cached.err;
+  const std::size_t at = cached.out.find("\nglibc");
+  const std::string glibc = cached.out.substr(at + 1, cached.out.find('\n', at + 1) - at - 1);
+  EXPECT_EQ(std::count(glibc.begin(), glibc.end(), '-'), 4) << glibc;  // unusable, metadata, found, evicted
+  EXPECT_NE(glibc.find("<= "), std::string::npos) << glibc;
+}
+
+TEST(Replay, JsonSaysWhatWasAskedFor) {
+  const ToolRun ran = run_captured({"replay", "--max-requests", "5", "--prefix-cache", "--eviction", "arc", "--seed",
+                                    "7", "--step-ms", "3", "--token-us", "4", "--dtype", "f16", "--json", "-"});
+  ASSERT_EQ(ran.code, kDone) << ran.err;
+  const Json json = Json::parse(ran.out);
+  EXPECT_EQ(json.at("eviction"), "arc");
+  EXPECT_EQ(json.at("seed"), 7);
+  EXPECT_EQ(json.at("max_requests"), 5);
+  EXPECT_EQ(json.at("step_ms"), 3);
+  EXPECT_EQ(json.at("token_us"), 4);
+  EXPECT_EQ(json.at("dtype"), "f16");
+  EXPECT_EQ(json.at("layers"), 32);
+  EXPECT_TRUE(json.contains("version"));
+  EXPECT_TRUE(json.contains("cpu_model"));
 }
 
 TEST(Replay, JsonHasEveryFieldOfEveryPolicy) {

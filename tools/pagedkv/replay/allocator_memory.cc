@@ -53,7 +53,7 @@ bool AllocatorMemory::grow(SequenceKey key, std::uint32_t num_tokens) {
     if (reserved_slots_ - buffer.size + size > capacity_) return false;
     void* larger = allocator_->reallocate(buffer.memory, buffer.size * slot_bytes_, size * slot_bytes_);
     if (larger == nullptr) return false;
-    // An allocator that extends in place, or moves page tables instead of bytes, copies nothing.
+    // At most: for large blocks the allocator may have moved page tables instead of bytes, which does not show here.
     if (larger != buffer.memory) totals_.copied_tokens += buffer.held;
     buffer.memory = static_cast<std::byte*>(larger);
     reserved_slots_ += size - buffer.size;

@@ -1,6 +1,8 @@
 // Takes the arena's memory from a page pool, all pages at once.
 #include "replay/arena.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -10,7 +12,7 @@
 namespace pagedkv::tool {
 namespace {
 
-constexpr std::uint64_t kOsPageBytes = 4096;
+constexpr std::uint64_t kOsPageBytes = 4096;  ///< The smallest there are: larger ones are touched more than once.
 constexpr std::uint64_t kChunkBytes = 1 << 20;
 
 }  // namespace
@@ -21,7 +23,7 @@ std::uint64_t resident_bytes() {
   unsigned long long total = 0, resident = 0;
   const int fields = std::fscanf(file, "%llu %llu", &total, &resident);
   std::fclose(file);
-  return fields == 2 ? resident * kOsPageBytes : 0;
+  return fields == 2 ? resident * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)) : 0;
 }
 
 void touch_bytes(std::byte* begin, std::byte* end) {

@@ -87,12 +87,16 @@ double ReplayReport::metadata_fraction() const {
 double ReplayReport::prefix_hit_rate() const {
   return ratio(static_cast<double>(counts.cached_tokens), static_cast<double>(counts.prompt_tokens));
 }
+double ReplayReport::prefix_ideal_rate() const {
+  return ratio(static_cast<double>(ideal.tokens), static_cast<double>(ideal.prompt_tokens));
+}
 double ReplayReport::tokens_per_s() const { return ratio(static_cast<double>(counts.computed_tokens), wall_s); }
 double ReplayReport::attention_gb_per_s() const {
   return ratio(static_cast<double>(totals.attention_kv_bytes), totals.attention_s) * 1e-9;
 }
 
 Json ReplayReport::to_json() const {
+  const auto if_known = [this](auto value) { return knows_overhead() ? Json(value) : Json(nullptr); };
   Json json = {{"policy", policy.name},
                {"page_size", policy.page_size},
                {"capacity_tokens", memory.capacity_tokens},
@@ -105,7 +109,7 @@ Json ReplayReport::to_json() const {
                {"mean_concurrent_sequences", mean_sequences()},
                {"tail_waste", tail_waste()},
                {"utilization", utilization()},
-               {"external_fragmentation", external_fragmentation()},
+               {"external_fragmentation", if_known(external_fragmentation())},
                {"bytes_copied", totals.copied_tokens * memory.shape.bytes_per_token()},
                {"preemptions", counts.preemptions},
                {"peak_tokens", counts.peak_tokens},
@@ -116,8 +120,8 @@ Json ReplayReport::to_json() const {
                {"allocation_ns_p50", latency_p50_ns},
                {"allocation_ns_p99", latency_p99_ns},
                {"allocation_ns_p999", latency_p999_ns},
-               {"metadata_bytes", peak_metadata_bytes},
-               {"metadata_fraction", metadata_fraction()},
+               {"metadata_bytes", if_known(peak_metadata_bytes)},
+               {"metadata_fraction", if_known(metadata_fraction())},
                {"virtual_s", counts.virtual_s},
                {"wall_s", wall_s}};
   if (memory.slot_bytes != 0) {
@@ -128,6 +132,7 @@ Json ReplayReport::to_json() const {
     json["prefix_hit_tokens"] = counts.cached_tokens;
     json["prefix_hit_rate"] = prefix_hit_rate();
     json["prefix_ideal_tokens"] = ideal.tokens;
+    json["prefix_ideal_rate"] = prefix_ideal_rate();
     json["prefix_ideal_last_tokens"] = ideal.last_tokens;
     json["evictions"] = pages.evictions;
     json["pages_used"] = pages.used;

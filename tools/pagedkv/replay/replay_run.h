@@ -45,12 +45,15 @@ struct ReplayReport {
   static constexpr std::size_t kMaxSamples = 512;
 
   [[nodiscard]] double mean_sequences() const;
+  /// Whether unusable slots and metadata are known: an allocator keeps both to itself.
+  [[nodiscard]] bool knows_overhead() const { return policy.kind != PolicyKind::kAllocator; }
   [[nodiscard]] double tail_waste() const;   ///< Reserved slots without a token / reserved slots, over all steps.
   [[nodiscard]] double utilization() const;  ///< Slots with a token / slots of the capacity, over all steps.
   [[nodiscard]] double external_fragmentation() const;  ///< Free but unusable slots / slots of the capacity, likewise.
   [[nodiscard]] double os_scatter() const;              ///< Resident bytes / bytes of live tokens; 0 if unknown.
   [[nodiscard]] double metadata_fraction() const;       ///< Of the capacity in bytes of the model.
-  [[nodiscard]] double prefix_hit_rate() const;         ///< Of prompt tokens.
+  [[nodiscard]] double prefix_hit_rate() const;         ///< Of prompt tokens of completed requests.
+  [[nodiscard]] double prefix_ideal_rate() const;       ///< Of prompt tokens of all requests.
   [[nodiscard]] double tokens_per_s() const;
   [[nodiscard]] double attention_gb_per_s() const;
   [[nodiscard]] Json to_json() const;

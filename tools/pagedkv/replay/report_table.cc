@@ -21,6 +21,20 @@ std::string with_time(std::uint64_t ns) {
   return ns < 10'000'000 ? fmt::format("{} us", ns / 1000) : fmt::format("{} ms", ns / 1'000'000);
 }
 
+constexpr const char* kUnknown = "-";
+
+/// What an allocator moved may have been page tables instead of bytes.
+std::string with_copied(R r) {
+  const auto bytes = static_cast<double>(r.totals.copied_tokens * r.memory.shape.bytes_per_token());
+  return (r.policy.kind == PolicyKind::kAllocator ? "<= " : "") + with_bytes(bytes);
+}
+
+/// A cell of a report with a prefix cache: other policies stand beside it in the table.
+template <class Cell>
+std::function<std::string(R)> if_cached(Cell cell) {
+  return [cell](R r) { return r.memory.prefix_cache ? cell(r) : kUnknown; };
+}
+
 std::vector<Row> rows_for(R first) {
   std::vector<Row> rows = {
       {"requests completed", nullptr, [](R r) { return with_thousands(r.counts.completed); }},
@@ -28,17 +42,18 @@ std::vector<Row> rows_for(R first) {
       {"concurrent sequences, mean", "sequences", [](R r) { return fmt::format("{:.1f}", r.mean_sequences()); }},
       {"concurrent sequences, peak", "peak", [](R r) { return with_thousands(r.counts.peak_sequences); }},
       {"reserved slots without a token", "waste", [](R r) { return with_percent(r.tail_waste()); }},
-      {"free slots that are unusable", "unusable", [](R r) { return with_percent(r.external_fragmentation()); }},
+      {"free slots that are unusable", "unusable",
+       [](R r) { return r.knows_overhead() ? with_percent(r.external_fragmentation()) : kUnknown; }},
       {"capacity that holds tokens", "utilization", [](R r) { return with_percent(r.utilization()); }},
       {"peak tokens", nullptr, [](R r) { return with_thousands(r.counts.peak_tokens); }},
-      {"bytes copied", "copied",
-       [](R r) { return with_bytes(static_cast<double>(r.totals.copied_tokens * r.memory.shape.bytes_per_token())); }},
+      {"bytes copied", "copied", with_copied},
       {"preemptions", "preempted", [](R r) { return with_thousands(r.counts.preemptions); }},
       {"tokens computed again", nullptr, [](R r) { return with_thousands(r.counts.recomputed_tokens); }},
       {"room for tokens, p50", "p50", [](R r) { return with_time(r.latency_p50_ns); }},
       {"room for tokens, p99", "p99", [](R r) { return with_time(r.latency_p99_ns); }},
       {"room for tokens, p99.9", "p99.9", [](R r) { return with_time(r.latency_p999_ns); }},
-      {"metadata", "metadata", [](R r) { return with_bytes(static_cast<double>(r.peak_metadata_bytes)); }},
+      {"metadata", "metadata",
+       [](R r) { return r.knows_overhead() ? with_bytes(static_cast<double>(r.peak_metadata_bytes)) : kUnknown; }},
       {"steps", "steps", [](R r) { return with_thousands(r.counts.steps); }},
       {"virtual time", nullptr, [](R r) { return fmt::format("{:.1f} s", r.counts.virtual_s); }},
       {"wall time", nullptr, [](R r) { return fmt::format("{:.2f} s", r.wall_s); }},
@@ -48,16 +63,15 @@ std::vector<Row> rows_for(R first) {
         {"resident / live bytes", "resident/live", [](R r) { return fmt::format("{:.2f}", r.os_scatter()); }});
   }
   if (first.memory.prefix_cache) {
-    rows.push_back(
-        {"prompt tokens found in the cache", "found", [](R r) { return with_percent(r.prefix_hit_rate()); }});
-    rows.push_back({"at best, without limits", nullptr, [](R r) {
-                      return with_percent(static_cast<double>(r.ideal.tokens) /
-                                          static_cast<double>(r.counts.prompt_tokens));
-                    }});
-    rows.push_back({"pages evicted", "evicted", [](R r) { return with_thousands(r.pages.evictions); }});
-    rows.push_back({"pages used at the end", nullptr, [](R r) { return with_thousands(r.pages.used); }});
-    rows.push_back({"pages evictable at the end", nullptr, [](R r) { return with_thousands(r.pages.evictable); }});
-    rows.push_back({"pages free at the end", nullptr, [](R r) { return with_thousands(r.pages.free); }});
+    const auto add = [&rows](const char* name, const char* brief, auto cell) {
+      rows.push_back({name, brief, if_cached(cell)});
+    };
+    add("prompt tokens found in the cache", "found", [](R r) { return with_percent(r.prefix_hit_rate()); });
+    add("at best, without limits", nullptr, [](R r) { return with_percent(r.prefix_ideal_rate()); });
+    add("pages evicted", "evicted", [](R r) { return with_thousands(r.pages.evictions); });
+    add("pages used at the end", nullptr, [](R r) { return with_thousands(r.pages.used); });
+    add("pages evictable at the end", nullptr, [](R r) { return with_thousands(r.pages.evictable); });
+    add("pages free at the end", nullptr, [](R r) { return with_thousands(r.pages.free); });
   }
   if (first.memory.attention) {
     rows.push_back({"tokens/s", "tokens/s",

@@ -60,6 +60,7 @@ IdealPrefixHits ideal_prefix_hits(SessionSource& source) {
         }
       }
       hit = std::min<std::uint64_t>(hit, turn.prompt_tokens);
+      ideal.prompt_tokens += turn.prompt_tokens;
       ideal.tokens += hit;
       ideal.last_tokens += hit == turn.prompt_tokens && hit > 0 ? 1 : 0;
     }

@@ -55,8 +55,9 @@ SourceSummary summarize(SessionSource& source);
 
 /// What a prefix cache without limits would find, if each request were computed before the next arrives.
 struct IdealPrefixHits {
-  std::uint64_t tokens = 0;       ///< Of prompts, in blocks whose whole prefix has been there before.
-  std::uint64_t last_tokens = 0;  ///< Prompts found whole, of which a cache must leave the last token to compute.
+  std::uint64_t prompt_tokens = 0;  ///< Of all requests, those included that a memory is too small for.
+  std::uint64_t tokens = 0;         ///< Of them, in blocks whose whole prefix has been there before.
+  std::uint64_t last_tokens = 0;    ///< Prompts found whole, of which a cache must leave the last token to compute.
 };
 /// Cost: memory for every block id of the source.
 IdealPrefixHits ideal_prefix_hits(SessionSource& source);
