@@ -105,11 +105,13 @@ TEST_F(Conformance, UnsupportedCasesAreCountedAndSayWhy) {
   meta["attributes"]["scale"] = 0;
   rewrite("zero_scale", meta);
   const ToolRun result = run();
-  EXPECT_EQ(result.code, kDone);
+  EXPECT_EQ(result.code, kCheckFailed) << "nothing has passed";
   EXPECT_THAT(result.out, HasSubstr("unsupported  odd_attribute  unknown entry 'rotary' in attributes"));
   const json report = read_json(report_);
   EXPECT_EQ(report["unsupported"], 3);
   EXPECT_THAT(report["cases"][1]["reason"].get<std::string>(), HasSubstr("MatMul"));
+  add_case("plain", {});
+  EXPECT_EQ(run().code, kDone);
 }
 
 TEST_F(Conformance, ChoosesPageSizesAndTargets) {
@@ -148,6 +150,9 @@ TEST_F(Conformance, MalformedCasesAreBadInputSaidInOneLine) {
   expect_bad_input(run(), "case.json");
   expect_refused(json::array(), "not an object");
   json meta = good;
+  meta["attributes"]["softcap"] = -1;  // the library refuses it
+  expect_refused(meta, "spoiled: page size 1: ");
+  meta = good;
   meta.erase("inputs");
   expect_refused(meta, "'inputs'");
   meta = good;

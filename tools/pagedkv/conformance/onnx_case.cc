@@ -120,6 +120,7 @@ Rows to_rows(const CaseFolder& folder, const CaseArray& array, const char* name,
   if (shape.size() != 4) folder.fail(std::string(name) + " has neither 3 nor 4 dimensions");
   rows.batch = shape[0], rows.heads = shape[1], rows.tokens = shape[2], rows.dim = shape[3];
   rows.data.resize(array.npy.bytes.size());
+  if (rows.data.empty()) return rows;  // one extent is 0, and the others may be huge
   const std::size_t row_bytes = static_cast<std::size_t>(rows.dim) * size_of(rows.dtype);
   const std::byte* from = array.npy.bytes.data();
   for (std::int64_t b = 0; b < rows.batch; ++b) {
