@@ -41,7 +41,7 @@ class Shape:
 
     @property
     def copies(self) -> int:
-        return max(1, min(32, -(-WORKING_SET_BYTES // self.kv_bytes)))
+        return -(-WORKING_SET_BYTES // self.kv_bytes)
 
     def __str__(self) -> str:
         queries = "decode" if self.decode else f"{self.query_len} queries"

@@ -35,7 +35,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="shapes whose text contains this, as in 'decode, bf16'")
     parser.add_argument("--json", metavar="FILE", help="write the samples there")
     parser.add_argument("--list", action="store_true", help="list shapes and engines, and leave")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.threads < 1:
+        parser.error("--threads: at least one")
+    return options
 
 
 class Errors:
@@ -145,7 +148,9 @@ def main() -> int:
     print_head(available)
     print("\n".join(errors) + "\n")
     unable = [f"{note} ({count} of {len(shapes)} shapes)" for note, count in sorted(notes.items())]
-    for line in [*unable, *(ahead or ["No peer is ahead in any row."])]:
+    peers_ran = any(entry["engine"] != "pagedkv" for entry in report)
+    nobody_ahead = "No peer is ahead in any row." if peers_ran else "No peer has run: there is nothing to compare with."
+    for line in [*unable, *(ahead or [nobody_ahead])]:
         print(line)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
