@@ -454,7 +454,7 @@ TEST(TimedMemory, CallsThatFindNoRoomAreNoSamples) {
   EXPECT_EQ(memory.latency().total(), 2u);
 }
 
-TEST(TimedMemory, ACacheMakesRoomForAWholeStepAtOnce) {
+TEST(TimedMemory, ACacheYieldsASampleForEachSequenceOfAStep) {
   CacheMemoryOptions options;
   options.capacity_tokens = 160;
   options.max_seqs = 4;
@@ -462,7 +462,7 @@ TEST(TimedMemory, ACacheMakesRoomForAWholeStepAtOnce) {
   TimedMemory memory(std::make_unique<CacheMemory>(options));
   const ReplayCounts counts = serve({request(0, 20, 3), request(0, 20, 3)}, memory);
   EXPECT_EQ(counts.sequence_steps, 2 * counts.steps);
-  EXPECT_EQ(memory.latency().total(), 2 + counts.steps);  // two admissions
+  EXPECT_EQ(memory.latency().total(), 2 + counts.sequence_steps);  // two admissions
 }
 
 TEST(Replay, WhatIsNotKnownIsNotReportedAsZero) {

@@ -35,7 +35,8 @@ class LatencyHistogram {
 };
 
 /// Forwards to another memory and takes the time of every call that makes room for tokens. Calls that find no room are
-/// no samples: while a queue waits there is one a step, and quick.
+/// no samples: while a queue waits there is one a step, and quick. A memory that makes room for a whole step at once
+/// yields a sample for each sequence of the step, its share, to stand beside those of memories that grow one by one.
 class TimedMemory final : public KvMemory {
  public:
   explicit TimedMemory(std::unique_ptr<KvMemory> memory) : memory_(std::move(memory)) {}
@@ -47,16 +48,20 @@ class TimedMemory final : public KvMemory {
     return timed([&] { return memory_->open(key, demand); });
   }
   bool grow(SequenceKey key, std::uint32_t num_tokens) override {
-    if (memory_->reserves_whole_steps()) return memory_->grow(key, num_tokens);
+    if (memory_->reserves_whole_steps()) {
+      const bool planned = memory_->grow(key, num_tokens);
+      if (planned) ++planned_;
+      return planned;
+    }
     return timed([&] { return memory_->grow(key, num_tokens); });
   }
   [[nodiscard]] bool reserves_whole_steps() const override { return memory_->reserves_whole_steps(); }
   void reserve() override {
-    if (!memory_->reserves_whole_steps()) return;
-    timed([&] {
-      memory_->reserve();
-      return true;
-    });
+    const auto begun = std::chrono::steady_clock::now();
+    memory_->reserve();
+    const std::uint64_t ns = nanoseconds_since(begun);
+    for (std::uint64_t i = 0; i < planned_; ++i) latency_.add(ns / planned_);
+    planned_ = 0;
   }
   [[nodiscard]] std::uint64_t cached_tokens(SequenceKey key) const override { return memory_->cached_tokens(key); }
   void compute() override { memory_->compute(); }
@@ -67,16 +72,20 @@ class TimedMemory final : public KvMemory {
   [[nodiscard]] std::vector<SlotRun> layout() const override { return memory_->layout(); }
 
  private:
+  static std::uint64_t nanoseconds_since(std::chrono::steady_clock::time_point begun) {
+    return static_cast<std::uint64_t>((std::chrono::steady_clock::now() - begun).count());
+  }
   template <class Call>
   bool timed(const Call& call) {
     const auto begun = std::chrono::steady_clock::now();
     const bool done = call();
-    if (done) latency_.add(static_cast<std::uint64_t>((std::chrono::steady_clock::now() - begun).count()));
+    if (done) latency_.add(nanoseconds_since(begun));
     return done;
   }
 
   std::unique_ptr<KvMemory> memory_;
   LatencyHistogram latency_;
+  std::uint64_t planned_ = 0;  ///< Sequences for which reserve() is going to make room.
 };
 
 }  // namespace pagedkv::tool
