@@ -141,7 +141,7 @@ void Engine::begin(RequestId id, Request request, Listener listener) {
                       .priority = owned.request.priority,
                       .pending_tokens = first.tokens.size(),
                       .max_total_tokens = longest(owned.request)};
-  first.id = scheduler_.add(spec, options_.clock());
+  first.id = owned.arrival = scheduler_.add(spec, options_.clock());
   lanes_[first.id] = &first;
 }
 

@@ -103,6 +103,7 @@ class Engine {
     Request request;
     Listener listener;
     std::vector<std::unique_ptr<Lane>> lanes;
+    LaneId arrival = 0;       // The first lane: samples and beams rank as old as that.
     bool has_forked = false;  // The prompt has been computed and its samples or beams have begun.
     std::uint64_t cached_tokens = 0;
     std::unique_ptr<BeamSearch> beams;

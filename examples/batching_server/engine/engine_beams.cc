@@ -7,7 +7,7 @@ namespace serving {
 void Engine::advance_beams(Job& job) {
   std::vector<std::span<const float>> rows;
   for (const auto& lane : job.lanes) {
-    if (lane->beam_row.empty()) return;  // Preempted, and not computed again yet: the others wait.
+    if (lane->beam_row.empty()) return;  // Gave way, and is not computed again yet: the others wait.
     rows.emplace_back(lane->beam_row);
   }
   job.has_forked = true;
@@ -34,7 +34,8 @@ void Engine::advance_beams(Job& job) {
     LaneSpec spec{.tenant = job.request.tenant,
                   .priority = job.request.priority,
                   .pending_tokens = lane.tokens.size(),
-                  .max_total_tokens = longest(job.request)};
+                  .max_total_tokens = longest(job.request),
+                  .heir_of = job.arrival};
     if (lane.sequence.is_open()) {
       spec.computed_tokens = lane.sequence.num_tokens();
       spec.pending_tokens = 1;

@@ -10,6 +10,10 @@ namespace serving {
 
 using pagedkv::Errc;
 
+namespace {
+constexpr const char* kPoolTooSmall = "the pool is too small for this request";
+}
+
 bool Engine::step() {
   read_mailbox();
   while (!scheduler_.is_idle()) {
@@ -18,7 +22,10 @@ bool Engine::step() {
     apply(plan);
     Batch batch = gather(plan);
     if (batch.items.empty()) {
-      if (plan.preempted.empty()) break;  // All wait for pages that others hold; cannot be, but must not spin.
+      // Nobody can move, and nobody is left to give way: cannot be, but must not wait for ever.
+      if (plan.items.empty() && plan.preempted.empty() && !jobs_.empty()) {
+        end_job(*jobs_.begin()->second, FinishReason::kFailed, kPoolTooSmall);
+      }
       continue;
     }
     if (run(batch)) break;
@@ -28,7 +35,7 @@ bool Engine::step() {
     if (const auto victim = scheduler_.preempt_one(options_.clock())) {
       preempt(*victim);
     } else {
-      end_job(*batch.parts[0].lane->job, FinishReason::kFailed, "the pool is too small for this request");
+      end_job(*batch.parts[0].lane->job, FinishReason::kFailed, kPoolTooSmall);
     }
   }
   const bool did_work = !jobs_.empty();
@@ -45,6 +52,8 @@ void Engine::preempt(LaneId id) {
   Lane& lane = *lanes_.at(id);
   lane.sequence = {};  // Its pages are free; those that hold a published prefix can still be found.
   lane.draft.clear();
+  // A beam whose log-probabilities are known has nothing to compute again: its children will, when all are known.
+  if (!lane.beam_row.empty()) scheduler_.remove(id);
 }
 
 // Opens the lane's sequence over whatever prefix of its tokens the cache has.
@@ -222,7 +231,8 @@ void Engine::begin_choices(Job& job, std::span<const float> logits) {
                   .priority = job.request.priority,
                   .pending_tokens = 0,
                   .max_total_tokens = longest(job.request),
-                  .computed_tokens = first.sequence.num_tokens()};
+                  .computed_tokens = first.sequence.num_tokens(),
+                  .heir_of = job.arrival};
     if (auto forked = first.sequence.fork()) {
       lane.sequence = std::move(forked).value();
     } else {  // No memory for bookkeeping: compute the prompt again when there is.

@@ -2,7 +2,6 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
-#include <tuple>
 
 namespace serving {
 namespace {
@@ -37,16 +36,18 @@ LaneId Scheduler::add(const LaneSpec& spec, double now) {
   }
   Lane lane;
   lane.spec = spec;
-  lane.arrival = arrivals_++;
   lane.waiting_since = now;
   lane.pending = spec.pending_tokens;
+  lane.was_preempted = spec.heir_of.has_value();  // If it waits: somebody held its pages before.
   if (spec.computed_tokens) {
     lane.is_running = true;
     lane.decodes = true;
+    lane.last_served = steps_;  // As the lane that it was forked from.
     lane.computed = *spec.computed_tokens;
     lane.shares_last_page = lane.computed % options_.page_size != 0;
   }
   const LaneId id = next_id_++;
+  lane.arrival = spec.heir_of.value_or(id);
   lanes_.emplace(id, std::move(lane));
   return id;
 }
@@ -94,7 +95,7 @@ std::uint64_t Scheduler::pages_to_grow(const Lane& lane, std::uint64_t num_token
 std::uint64_t Scheduler::pages_promised(const Lane& lane) const noexcept {
   const std::uint64_t tokens = options_.reserve_max_length ? lane.spec.max_total_tokens : lane.computed + lane.pending;
   const std::uint64_t held = pages_for(lane.computed);
-  return std::max(pages_for(tokens), held) - held;
+  return std::max(pages_for(tokens), held) - held + (lane.shares_last_page ? 1 : 0);
 }
 
 std::vector<Scheduler::Entry*> Scheduler::running() {
@@ -132,16 +133,20 @@ std::vector<Scheduler::Entry*> Scheduler::waiting_in_order(double now) {
   return lanes;
 }
 
-// The youngest running lane of the lowest priority; never `spared`, nor one that ranks before it.
-Scheduler::Entry* Scheduler::victim_besides(const Lane* spared) {
-  const auto rank = [](const Lane& lane) { return std::tuple(-lane.spec.priority, lane.arrival); };
-  Entry* worst = nullptr;
+// Who keeps its pages longest comes first. Strict, even within a group: or its lanes could go on preempting each other.
+std::tuple<int, LaneId, LaneId> Scheduler::rank(const Entry& entry) {
+  return {-entry.second.spec.priority, entry.second.arrival, entry.first};
+}
+
+// The last in rank of the running lanes that `may_give_way` names.
+template <typename Predicate>
+Scheduler::Entry* Scheduler::last_running(Predicate may_give_way) {
+  Entry* last = nullptr;
   for (Entry& entry : lanes_) {
-    if (!entry.second.is_running || &entry.second == spared) continue;
-    if (worst == nullptr || rank(entry.second) > rank(worst->second)) worst = &entry;
+    if (!entry.second.is_running || !may_give_way(entry)) continue;
+    if (last == nullptr || rank(entry) > rank(*last)) last = &entry;
   }
-  if (worst != nullptr && spared != nullptr && rank(worst->second) < rank(*spared)) return nullptr;
-  return worst;
+  return last;
 }
 
 void Scheduler::preempt(Lane& lane, double now) {
@@ -155,7 +160,7 @@ void Scheduler::preempt(Lane& lane, double now) {
 
 std::optional<LaneId> Scheduler::preempt_one(double now) {
   if (running().size() < 2) return std::nullopt;
-  Entry* victim = victim_besides(nullptr);
+  Entry* victim = last_running([](const Entry&) { return true; });
   preempt(victim->second, now);
   return victim->first;
 }
@@ -178,7 +183,7 @@ void Scheduler::serve_running(Budget& budget, double now, StepPlan& plan) {
     if (!lane.decodes) count = std::min<std::uint64_t>(count, options_.prefill_chunk);
     if (lane.decodes && pages_to_grow(lane, count) > budget.pages) count = 1;  // The draft is not worth a preemption.
     while (pages_to_grow(lane, count) > budget.pages) {
-      Entry* victim = victim_besides(&lane);
+      Entry* victim = last_running([&](const Entry& other) { return rank(other) > rank(*entry); });
       // A lane that already has its place in this step keeps it; then, or without a lower-ranked one, this one yields.
       const bool is_planned = victim != nullptr && victim->second.last_served == steps_;
       if (victim == nullptr || is_planned) break;
@@ -195,6 +200,7 @@ void Scheduler::serve_running(Budget& budget, double now, StepPlan& plan) {
   }
 }
 
+// Never promises more than `budget` has left: a step that was refused for what it admitted would be planned again.
 void Scheduler::admit_waiting(Budget& budget, double now, const PoolView& pool, StepPlan& plan) {
   std::uint64_t promised = options_.watermark_pages, num_running = 0;
   for (const Entry* entry : running()) {
@@ -203,6 +209,7 @@ void Scheduler::admit_waiting(Budget& budget, double now, const PoolView& pool, 
   }
   // What running lanes take in this very step is part of what was promised to them.
   std::uint64_t free_pages = pool.available_pages > promised ? pool.available_pages - promised : 0;
+  free_pages = std::min(free_pages, budget.pages);
   for (Entry* entry : waiting_in_order(now)) {
     Lane& lane = entry->second;
     if (budget.tokens == 0 || num_running >= options_.max_lanes) break;
@@ -228,12 +235,14 @@ StepPlan Scheduler::plan(double now, const PoolView& pool) {
   Budget budget{options_.token_budget, pool.available_pages};
   serve_running(budget, now, plan);
   if (plan.preempted.empty()) admit_waiting(budget, now, pool, plan);
-  // Nobody could move though some run: they hold each other's pages. The last in rank gives way.
+  // Nobody could move. Whoever waits for its group holds pages that the group needs, and loses no work: it gives way
+  // first, even the last that runs. Without such, those that run hold each other's pages.
   if (plan.items.empty() && plan.preempted.empty()) {
-    const auto lanes = running();
-    const bool all_wait = std::ranges::all_of(lanes, [](const Entry* entry) { return entry->second.pending == 0; });
-    if (!all_wait) {
-      if (const auto victim = preempt_one(now)) plan.preempted.push_back(*victim);
+    if (Entry* idle = last_running([](const Entry& entry) { return entry.second.pending == 0; })) {
+      preempt(idle->second, now);
+      plan.preempted.push_back(idle->first);
+    } else if (const auto victim = preempt_one(now)) {
+      plan.preempted.push_back(*victim);
     }
   }
   return plan;

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace serving {
@@ -31,6 +32,8 @@ struct LaneSpec {
   std::uint64_t max_total_tokens = 1;  ///< Prompt and output, at most.
   /// The lane begins with tokens computed and pages held (a fork), so it runs at once.
   std::optional<std::uint64_t> computed_tokens = {};
+  /// The lane carries on what that one began (a child of its beam, say), so it is as old; it need not exist any more.
+  std::optional<LaneId> heir_of = {};
 };
 
 /// What the pool has. The scheduler never sees it otherwise.
@@ -62,7 +65,8 @@ struct SchedulerStats {
 /// admits waiting lanes, all within a token budget and the pages that are there. Running lanes go by priority and age;
 /// so the oldest of the highest priority always advances, and no order of requests can stop progress. Among those that
 /// wait, priority (raised by waiting) decides, then the tenant that was served least (virtual token counters), then
-/// age. When pages run out, the youngest lane of the lowest priority loses its own and computes again later.
+/// age. When pages run out, the youngest lane of the lowest priority loses its own and computes again later. When
+/// nobody can move, somebody waits for pages of a lane that itself only waits for its group: then that one gives way.
 ///
 /// Threads: one at a time.
 /// Source:  iteration-level scheduling, Orca (OSDI'22); chunked prefill, Sarathi-Serve (OSDI'24); fairness, VTC
@@ -84,7 +88,7 @@ class Scheduler {
 
   /// The next step. After a step that the pool refused: `preempt_one`, then plan again.
   StepPlan plan(double now, const PoolView& pool);
-  /// The lane that gives way next: it waits from now on. None if no more than one runs.
+  /// The lane that gives way next: it waits from now on, unless the caller removes it. None if no more than one runs.
   std::optional<LaneId> preempt_one(double now);
 
   [[nodiscard]] SchedulerStats stats() const noexcept;
@@ -96,7 +100,7 @@ class Scheduler {
  private:
   struct Lane {
     LaneSpec spec;
-    std::uint64_t arrival = 0;      // Order of arrival; kept when preempted.
+    LaneId arrival = 0;             // Order of arrival: its own id, or its ancestor's. Kept when preempted.
     std::uint64_t last_served = 0;  // Number of the step that it was last in.
     double waiting_since = 0;
     bool is_running = false, decodes = false, was_preempted = false;
@@ -110,7 +114,9 @@ class Scheduler {
 
   [[nodiscard]] std::vector<Entry*> running();
   [[nodiscard]] std::vector<Entry*> waiting_in_order(double now);
-  [[nodiscard]] Entry* victim_besides(const Lane* spared);
+  [[nodiscard]] static std::tuple<int, LaneId, LaneId> rank(const Entry& entry);
+  template <typename Predicate>
+  [[nodiscard]] Entry* last_running(Predicate may_give_way);
   [[nodiscard]] std::uint64_t pages_to_grow(const Lane& lane, std::uint64_t num_tokens) const noexcept;
   [[nodiscard]] std::uint64_t pages_promised(const Lane& lane) const noexcept;
   void preempt(Lane& lane, double now);
@@ -121,7 +127,7 @@ class Scheduler {
   std::map<LaneId, Lane> lanes_;
   std::map<std::string, double> served_;  // Tokens a tenant was served; a tenant that returns begins at the least.
   LaneId next_id_ = 1;
-  std::uint64_t arrivals_ = 0, steps_ = 0, preemptions_ = 0;
+  std::uint64_t steps_ = 0, preemptions_ = 0;
 };
 
 }  // namespace serving

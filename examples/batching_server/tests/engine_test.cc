@@ -213,6 +213,34 @@ TEST_F(EngineTest, BeamsAreThoseOfASearchWithoutCacheEvenWhenPreempted) {
   }
 }
 
+TEST_F(EngineTest, ManyBeamSearchesEndWithTheirAnswersHoweverSmallThePool) {
+  const auto request = [](unsigned seed) {
+    Request beams = greedy(random_prompt(6 + 5 * seed, seed), 30);
+    beams.beam_width = 4;
+    beams.num_choices = 2;
+    return beams;
+  };
+  std::vector<std::map<std::uint32_t, std::vector<Token>>> expected;
+  for (unsigned i = 0; i < 4; ++i) {
+    Harness roomy(*decoder_, {});
+    const auto heard = roomy.submit(request(i));
+    roomy.run_until_idle();
+    expected.push_back(heard->tokens);
+  }
+  // The largest takes 4 x 7 pages of 8 tokens: with 28, beams hold the pages that their own group waits for.
+  for (std::uint64_t pages = 28; pages < 44; ++pages) {
+    for (bool prefix_cache : {true, false}) {
+      Harness harness(*decoder_, {.pages = pages, .engine = {.prefix_cache = prefix_cache}});
+      std::vector<std::shared_ptr<Harness::Heard>> heard;
+      for (unsigned i = 0; i < 4; ++i) heard.push_back(harness.submit(request(i)));
+      harness.run_until_idle();
+      for (unsigned i = 0; i < 4; ++i) EXPECT_EQ(heard[i]->tokens, expected[i]) << "request " << i << ", " << pages;
+      EXPECT_GT(harness.engine().stats().scheduler.preemptions, 0U);
+      harness.expect_no_page_held();
+    }
+  }
+}
+
 TEST_F(EngineTest, CancelledRequestFreesItsPagesBeforeTheNextStep) {
   Harness harness(*decoder_, {});
   RequestId id = 0;

@@ -226,6 +226,14 @@ TEST(Scheduler, AdmissionLeavesTheWatermarkToThoseThatRun) {
   EXPECT_EQ(scheduler.plan(0, pool).admitted.size(), 6U);
 }
 
+TEST(Scheduler, AdmissionLeavesForksThePageThatTheirFirstWriteCopies) {
+  Scheduler scheduler({.page_size = 16});
+  const LaneId fork = scheduler.add({.pending_tokens = 0, .computed_tokens = 10}, 0);
+  scheduler.advanced(fork, 10, 1, true);
+  scheduler.add({.pending_tokens = 32}, 0);
+  EXPECT_TRUE(scheduler.plan(0, {.available_pages = 2, .capacity_pages = 3}).admitted.empty());
+}
+
 TEST(Scheduler, PromptAsLargeAsThePoolIsAdmittedDespiteTheWatermark) {
   Scheduler scheduler({.page_size = 16, .watermark_pages = 4});
   scheduler.add({.pending_tokens = 160}, 0);
@@ -282,6 +290,28 @@ TEST(Scheduler, WindowBoundsThePagesOfALongPrompt) {
   Simulation simulation({.page_size = 16, .token_budget = 64, .prefill_chunk = 64, .window_left = 127}, 20);
   const auto outcomes = simulation.run({{"a", 0, 0, 4000, 10}});
   EXPECT_GE(outcomes[0].finished, 0);
+}
+
+TEST(Scheduler, LaneThatOnlyWaitsForItsGroupGivesWayToIt) {
+  Scheduler scheduler({.page_size = 16});
+  const LaneId idle = scheduler.add({.pending_tokens = 0, .computed_tokens = 64}, 0);
+  const LaneId mate = scheduler.add({.pending_tokens = 64, .heir_of = idle}, 0);
+  const StepPlan stuck = scheduler.plan(0, {.available_pages = 1, .capacity_pages = 5});
+  EXPECT_EQ(stuck.preempted, std::vector{idle});
+  scheduler.remove(idle);  // It has nothing to compute again.
+  EXPECT_EQ(scheduler.plan(0, {.available_pages = 5, .capacity_pages = 5}).admitted, std::vector{mate});
+}
+
+TEST(Scheduler, HeirRanksAsOldAsItsAncestor) {
+  Scheduler scheduler({.page_size = 16});
+  const LaneId old = scheduler.add({.pending_tokens = 0, .computed_tokens = 16}, 0);
+  const LaneId young = scheduler.add({.pending_tokens = 0, .computed_tokens = 16}, 0);
+  const LaneId heir = scheduler.add({.pending_tokens = 0, .computed_tokens = 16, .heir_of = old}, 0);
+  scheduler.remove(old);
+  scheduler.advanced(heir, 16, 1, true);
+  scheduler.advanced(young, 16, 1, true);
+  // Both need a page and one comes free with the other's preemption: the heir's is not the one to go.
+  EXPECT_EQ(scheduler.plan(0, {.available_pages = 0, .capacity_pages = 2}).preempted, std::vector{young});
 }
 
 TEST(Scheduler, RemovedLanesAreForgotten) {
