@@ -57,14 +57,16 @@ std::vector<BeamSearch::Child> BeamSearch::advance(std::span<const std::span<con
   }
   live_ = std::move(next);
   const bool is_full = finished_.size() >= options_.width;
-  const bool is_long = !live_.empty() && live_[0].tokens.size() >= options_.max_tokens;
-  if (live_.empty() || is_full || is_long) return {};
+  if (live_.empty() || is_full || is_long()) return {};
   return children;
 }
 
+bool BeamSearch::is_long() const { return !live_.empty() && live_[0].tokens.size() >= options_.max_tokens; }
+
 std::vector<Hypothesis> BeamSearch::results() const {
   std::vector<Hypothesis> all = finished_;
-  all.insert(all.end(), live_.begin(), live_.end());
+  // Live ones at the full length are answers too. Shorter ones, cut off by the search's end, only fill up.
+  if (is_long() || finished_.size() < options_.width) all.insert(all.end(), live_.begin(), live_.end());
   std::ranges::stable_sort(all, [](const Hypothesis& a, const Hypothesis& b) { return a.score > b.score; });
   if (all.size() > options_.width) all.resize(options_.width);
   return all;

@@ -43,6 +43,7 @@ class BeamSearch {
 
  private:
   [[nodiscard]] double score(double logprob, std::size_t length) const;
+  [[nodiscard]] bool is_long() const;
 
   BeamOptions options_;
   std::vector<Hypothesis> live_, finished_;

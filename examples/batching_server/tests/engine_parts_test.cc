@@ -122,5 +122,17 @@ TEST(BeamSearch, StopTokensEndHypothesesWithoutEmptyingTheBeam) {
   EXPECT_NEAR(results[0].score, std::log(0.5), 1e-6);
 }
 
+TEST(BeamSearch, AnswersAreNeverThoseThatTheEndOfTheSearchCutOff) {
+  BeamSearch search({.width = 2, .max_tokens = 9, .stop_tokens = {2}});
+  const auto start = logs({0.95F, 0.01F, 0.04F}), then = logs({0.55F, 0.01F, 0.44F});
+  const std::vector<std::span<const float>> first = {start}, second = {then, then};
+  EXPECT_EQ(search.advance(first).size(), 2U);
+  EXPECT_THAT(search.advance(second), IsEmpty());  // Two have stopped; "0 0" lives, is likelier, and is not complete.
+  const auto results = search.results();
+  ASSERT_EQ(results.size(), 2U);
+  EXPECT_TRUE(results[0].stopped);
+  EXPECT_THAT(results[0].tokens, ElementsAre(0));
+}
+
 }  // namespace
 }  // namespace serving
