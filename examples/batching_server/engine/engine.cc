@@ -50,7 +50,9 @@ SubmitError Engine::submit(Request request, Listener listener, RequestId* id) {
   // Each choice alone must fit the pool: others can give way. Beams advance together, so they must fit together.
   const std::uint64_t together = std::max<std::uint32_t>(request.beam_width, 1);
   const std::uint64_t capacity = cache_.stats().pool.capacity_pages;
-  if (total > model.max_positions || scheduler_.pages_for(total) * together > capacity) return SubmitError::kTooLong;
+  // What admission asks for, or a request that is taken here could wait there for ever.
+  const std::uint64_t pages = scheduler_.pages_for(longest(request)) * together;
+  if (total > model.max_positions || pages > capacity) return SubmitError::kTooLong;
   {
     const std::lock_guard lock(mutex_);
     if (is_draining_) return SubmitError::kDraining;

@@ -342,6 +342,15 @@ TEST_F(EngineTest, RefusesWhatCanNeverWork) {
   harness.expect_no_page_held();
 }
 
+TEST_F(EngineTest, ReservingRefusesWhatItCouldNeverAdmit) {
+  HarnessOptions options{.pages = 64};  // 512 tokens; the context that every sequence reserves is 4,096.
+  options.engine.scheduler.reserve_max_length = true;
+  Harness harness(*decoder_, options);
+  EXPECT_EQ(harness.engine().submit(greedy({1}, 3), [](const Event&) { return true; }), SubmitError::kTooLong);
+  options.pages = 512;
+  EXPECT_THAT(alone(greedy({1}, 3), options), SizeIs(3));
+}
+
 TEST_F(EngineTest, ThreadServesRequestsFromAnyThreadAndDrains) {
   Harness harness(*decoder_, {.pages = 60});
   harness.engine().start();
