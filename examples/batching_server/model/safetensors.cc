@@ -1,6 +1,8 @@
 // Checks a safetensors header before believing any of it, then reads tensors by name.
 #include "model/safetensors.h"
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <filesystem>
@@ -34,6 +36,12 @@ bool product_of(const Json& shape, std::uint64_t& product) {
   return true;
 }
 
+bool overlap(std::vector<std::array<std::uint64_t, 2>>& ranges) {
+  std::ranges::sort(ranges);
+  const auto begins_too_early = [](const auto& range, const auto& next) { return next[0] < range[1]; };
+  return std::ranges::adjacent_find(ranges, begins_too_early) != ranges.end();
+}
+
 }  // namespace
 
 SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)), file_(path_, std::ios::binary) {
@@ -54,6 +62,7 @@ SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)), fil
 
   const Json json = parse_json(header, path_);
   if (!json.is_object()) throw LoadError(path_ + ": the header is not an object");
+  std::vector<std::array<std::uint64_t, 2>> ranges;
   for (const auto& [name, value] : json.items()) {
     if (name == "__metadata__") continue;
     const std::string origin = path_ + ": tensor '" + name.substr(0, 200) + "'";
@@ -81,7 +90,10 @@ SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)), fil
     }
     entry.begin = data_begin + begin;
     tensors_.emplace(name, entry);
+    ranges.push_back({begin, end});
   }
+  // As in the reference implementation: or a small file could stand for any amount of memory.
+  if (overlap(ranges)) throw LoadError(path_ + ": tensors share bytes");
 }
 
 std::vector<float> SafetensorsFile::read(const std::string& name, std::uint64_t num_elements) {

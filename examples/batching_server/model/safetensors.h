@@ -9,12 +9,14 @@
 
 namespace serving {
 
-/// One file, opened and its header checked: every range lies inside the file and fits its shape.
+/// One file, opened and its header checked: every range lies inside the file, fits its shape and is no
+/// other's.
 ///
 /// Source: the format page of huggingface/safetensors.
 class SafetensorsFile {
  public:
-  /// Throws LoadError (see model/config.h): truncated, oversized or malformed header, ranges outside the file.
+  /// Throws LoadError (see model/config.h): truncated, oversized or malformed header, ranges outside the file or
+  /// overlapping.
   explicit SafetensorsFile(std::string path);
 
   [[nodiscard]] bool contains(const std::string& name) const { return tensors_.contains(name); }

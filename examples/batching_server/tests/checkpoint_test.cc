@@ -93,6 +93,19 @@ TEST_F(HfCheckpointTest, HoldsTheWeightsThatWereWritten) {
   }
 }
 
+TEST_F(HfCheckpointTest, RefusesTensorsThatShareBytes) {
+  write();
+  const std::string bytes = testing::safetensors_bytes(*source_, "F32");
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof length);
+  auto header = nlohmann::json::parse(bytes.substr(sizeof length, length));
+  header["model.layers.1.mlp.up_proj.weight"] = header["model.layers.0.mlp.up_proj.weight"];
+  const std::string text = header.dump(), data = bytes.substr(sizeof length + length);
+  length = text.size();
+  put("model.safetensors", std::string(reinterpret_cast<const char*>(&length), sizeof length) + text + data);
+  EXPECT_THROW(open(), LoadError);
+}
+
 TEST_F(HfCheckpointTest, ConvertsBf16) {
   write("BF16");
   const auto exact = source_->read(TensorRole::kDown, 1);
