@@ -35,7 +35,9 @@ pagedkv::KvCache make_cache(const Options& options, const Decoder& decoder,
                             std::span<const std::vector<Token>> prompts) {
   std::uint64_t pages = 0, largest = 1;
   for (const auto& prompt : prompts) {
-    const std::uint64_t needed = (prompt.size() + options.max_tokens) / options.page_size + 1;
+    const std::uint64_t tokens =
+        std::min<std::uint64_t>(prompt.size() + options.max_tokens, decoder.config().max_positions);
+    const std::uint64_t needed = tokens / options.page_size + 1;
     pages += needed;
     largest = std::max(largest, needed);
   }
