@@ -33,12 +33,11 @@ Engine::Engine(Decoder& decoder, pagedkv::KvCache& cache, EngineOptions options)
 Engine::~Engine() {
   {
     const std::lock_guard lock(mutex_);
-    is_draining_ = is_stopping_ = true;
+    is_draining_ = is_stopping_ = cancels_all_ = true;
   }
   work_.notify_all();
   if (thread_.joinable()) thread_.join();
   read_mailbox();
-  while (!jobs_.empty()) end_job(*jobs_.begin()->second, FinishReason::kCancelled);
 }
 
 SubmitError Engine::submit(Request request, Listener listener, RequestId* id) {
@@ -91,7 +90,7 @@ void Engine::drain(double seconds) {
   const bool all_ended =
       state_changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return open_requests_ == 0; });
   if (all_ended) return;
-  for (RequestId id = 1; id < next_id_; ++id) cancelled_.push_back(id);
+  cancels_all_ = true;
   work_.notify_all();
   state_changed_.wait(lock, [this] { return open_requests_ == 0; });
 }
@@ -114,15 +113,18 @@ std::shared_ptr<const PoolSnapshot> Engine::snapshot(double seconds) {
 void Engine::read_mailbox() {
   std::vector<Mail> submitted;
   std::vector<RequestId> cancelled;
+  bool cancels_all = false;
   {
     const std::lock_guard lock(mutex_);
     submitted.swap(submitted_);
     cancelled.swap(cancelled_);
+    cancels_all = cancels_all_;
   }
   for (Mail& mail : submitted) begin(mail.id, std::move(mail.request), std::move(mail.listener));
   for (RequestId id : cancelled) {
     if (const auto it = jobs_.find(id); it != jobs_.end()) end_job(*it->second, FinishReason::kCancelled);
   }
+  while (cancels_all && !jobs_.empty()) end_job(*jobs_.begin()->second, FinishReason::kCancelled);
 }
 
 void Engine::begin(RequestId id, Request request, Listener listener) {

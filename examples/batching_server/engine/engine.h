@@ -173,7 +173,7 @@ class Engine {
   std::vector<RequestId> cancelled_;
   RequestId next_id_ = 1;
   std::uint64_t open_requests_ = 0;
-  bool is_draining_ = false, is_stopping_ = false, wants_snapshot_ = false;
+  bool is_draining_ = false, is_stopping_ = false, cancels_all_ = false, wants_snapshot_ = false;
   EngineStats published_;
   std::shared_ptr<const PoolSnapshot> snapshot_;
   std::thread thread_;
