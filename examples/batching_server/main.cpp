@@ -97,10 +97,13 @@ pagedkv::Result<void> rehearse(pagedkv::KvCache& cache, Decoder& decoder) {
 
 // 3. The door. HTTP threads only parse, submit and wait; the engine's one thread owns all sequences, so no lock is held
 //    while the model computes. A client that goes away is cancelled: before the next step its pages are free.
-ApiLimits make_limits(const Options& options, const LoadedModel& model) {
+ApiLimits make_limits(const Options& options, const LoadedModel& model, const pagedkv::KvCache& cache) {
+  const bool has_window = cache.options().attention.window_left >= 0;
   return {.model_name = model.name,
           .max_positions = model.decoder->config().max_positions,
-          .max_choices = std::min<std::uint32_t>(128, options.engine.max_requests)};
+          .max_choices = std::min<std::uint32_t>(128, options.engine.max_requests),
+          .pool_pages = has_window ? 0 : cache.stats().pool.capacity_pages,
+          .page_size = options.page_size};
 }
 
 // 4. The end. SIGTERM or SIGINT: refuse what is new, finish what has begun, leave not a page behind.
@@ -142,7 +145,7 @@ void serve(Options options) {
   Engine engine(*model.decoder, cache, options.engine);
   engine.start();
 
-  HttpServer server(engine, cache, *model.tokenizer, make_limits(options, model), options.http);
+  HttpServer server(engine, cache, *model.tokenizer, make_limits(options, model, cache), options.http);
   const int port = server.start();
   const pagedkv::PoolStats pool = cache.stats().pool;
   fmt::print("serving {} on http://{}:{}/ with {} pages of {} tokens ({:.1f} MiB, {})\n", model.name, options.http.host,

@@ -200,15 +200,23 @@ std::vector<ChatMessage> read_messages(const Json& list) {
   return messages;
 }
 
-/// Tokens to generate: what was asked for (-1 = nothing), a chat's default being all that fits. Refuses what does not
-/// fit.
-std::uint32_t completion_tokens(std::size_t prompt_tokens, std::int64_t asked, bool is_chat, const ApiLimits& limits) {
+/// Tokens that nobody asked for in number: a chat's are all that fit the context and, beams side by side, the pool.
+std::uint64_t default_tokens(std::size_t prompt_tokens, const Request& request, bool is_chat, const ApiLimits& limits) {
+  std::uint64_t total = limits.max_positions;
+  if (limits.pool_pages > 0) {
+    const std::uint64_t pages = limits.pool_pages / std::max<std::uint32_t>(request.beam_width, 1);
+    total = std::min(total, pages * limits.page_size);
+  }
+  const std::uint64_t room = total > prompt_tokens ? total - prompt_tokens : 0;
+  return std::max<std::uint64_t>(is_chat ? room : std::min<std::uint64_t>(room, limits.default_max_tokens), 1);
+}
+
+/// Tokens to generate: what was asked for (-1 = nothing), or the default. Refuses what does not fit the context.
+std::uint32_t completion_tokens(std::size_t prompt_tokens, std::int64_t asked, const Request& request, bool is_chat,
+                                const ApiLimits& limits) {
   const std::uint64_t room = limits.max_positions > prompt_tokens ? limits.max_positions - prompt_tokens : 0;
-  const std::int64_t fallback = is_chat ? static_cast<std::int64_t>(room) : limits.default_max_tokens;
-  const std::int64_t wanted = asked > 0
-                                  ? asked
-                                  : std::min<std::int64_t>(std::max<std::int64_t>(fallback, 1),
-                                                           static_cast<std::int64_t>(std::max<std::uint64_t>(room, 1)));
+  const std::int64_t wanted =
+      asked > 0 ? asked : static_cast<std::int64_t>(default_tokens(prompt_tokens, request, is_chat, limits));
   if (room == 0 || static_cast<std::uint64_t>(wanted) > room) {
     throw ApiError(400, "invalid_request_error",
                    "This model's maximum context length is " + std::to_string(limits.max_positions) +
@@ -252,6 +260,7 @@ ApiCall read_call(const std::string& body, bool is_chat, const ApiLimits& limits
   if (!members.boolean("ignore_eos", false)) base.stop_tokens = tokenizer.stop_tokens();
   if (members.boolean("use_beam_search", false)) {
     if (call.stream) throw invalid_request("Beam search cannot be streamed.", "use_beam_search");
+    if (base.sampling.wants_logprob) throw invalid_request("Beam search keeps no 'logprobs'.", "logprobs");
     base.beam_width = static_cast<std::uint32_t>(members.integer(
         "best_of", std::max<std::uint32_t>(base.num_choices, 4), base.num_choices, limits.max_beam_width));
     base.length_penalty = members.number("length_penalty", 1, -10, 10);
@@ -274,7 +283,7 @@ ApiCall read_call(const std::string& body, bool is_chat, const ApiLimits& limits
   const bool echo = !is_chat && members.boolean("echo", false);
   for (std::vector<Token>& prompt : prompts) {
     if (prompt.empty()) throw invalid_request("A prompt has no tokens.", "prompt");
-    const std::uint32_t wanted = completion_tokens(prompt.size(), asked, is_chat, limits);
+    const std::uint32_t wanted = completion_tokens(prompt.size(), asked, base, is_chat, limits);
     call.echoed.push_back(echo ? tokenizer.decode(prompt) : std::string());
     Request request = base;
     request.prompt = std::move(prompt);

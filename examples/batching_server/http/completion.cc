@@ -116,12 +116,13 @@ bool Completion::hear(std::size_t prompt, const Event& event) {
       metrics_.observe_first_token(now - arrived_);
     }
     choice.last_token_time = now;
+    const std::size_t text_offset = count_characters(call_.echoed[prompt]) + choice.assembler.num_characters();
     const std::string text = choice.assembler.push(event.token);
     piece.text += text;
     choice.text += text;
     if (call_.requests[prompt].sampling.wants_logprob) {
-      piece.tokens.push_back(event);
-      choice.tokens.push_back(event);
+      piece.tokens.push_back({event, text_offset});
+      choice.tokens.push_back({event, text_offset});
     }
   } else {
     const std::string text = choice.assembler.finish();
@@ -129,7 +130,7 @@ bool Completion::hear(std::size_t prompt, const Event& event) {
     choice.text += text;
     piece.finish = choice.finish = event.finish;
     if (const auto failure = failure_of(event)) failure_ = failure;
-    if (--open_choices_ == 0) metrics_.observe_request(now - arrived_);
+    if (--open_choices_ == 0 && !failure_) metrics_.observe_request(now - arrived_);
   }
   choice.has_begun = true;
   const bool says_something = !piece.text.empty() || !piece.tokens.empty() || piece.finish != FinishReason::kNone;
@@ -152,7 +153,7 @@ Json Completion::usage_json() const {
           {"prompt_tokens_details", {{"cached_tokens", cached}}}};
 }
 
-Json Completion::logprobs_json(const std::vector<Event>& tokens) const {
+Json Completion::logprobs_json(const std::vector<LoggedToken>& tokens) const {
   const auto text_of = [&](Token token) { return tokenizer_.piece(Token{0}, token); };
   const auto bytes_of = [](const std::string& text) {
     Json bytes = Json::array();
@@ -161,7 +162,7 @@ Json Completion::logprobs_json(const std::vector<Event>& tokens) const {
   };
   if (call_.is_chat) {
     Json content = Json::array();
-    for (const Event& event : tokens) {
+    for (const auto& [event, text_offset] : tokens) {
       Json likely = Json::array();
       for (const TokenLogprob& t : event.most_likely) {
         likely.push_back({{"token", text_of(t.token)}, {"logprob", t.logprob}, {"bytes", bytes_of(text_of(t.token))}});
@@ -176,15 +177,13 @@ Json Completion::logprobs_json(const std::vector<Event>& tokens) const {
                {"token_logprobs", Json::array()},
                {"top_logprobs", Json::array()},
                {"text_offset", Json::array()}};
-  std::size_t offset = 0;
-  for (const Event& event : tokens) {
+  for (const auto& [event, text_offset] : tokens) {
     Json likely = Json::object();
     for (const TokenLogprob& t : event.most_likely) likely[text_of(t.token)] = t.logprob;
     json["tokens"].push_back(text_of(event.token));
     json["token_logprobs"].push_back(event.logprob.logprob);
     json["top_logprobs"].push_back(likely);
-    json["text_offset"].push_back(offset);
-    offset += text_of(event.token).size();
+    json["text_offset"].push_back(text_offset);
   }
   return json;
 }

@@ -33,18 +33,23 @@ class Completion : public std::enable_shared_from_this<Completion> {
   std::optional<std::string> whole_answer(double seconds);
 
  private:
+  // A token whose log-probability is wanted.
+  struct LoggedToken {
+    Event event;
+    std::size_t text_offset;  // Characters before it, an echoed prompt's included.
+  };
   // A piece of one choice's text, with the tokens that it came from.
   struct Piece {
     std::uint32_t choice = 0;
     std::string text = {};
-    std::vector<Event> tokens = {};  // Only if log-probabilities are wanted.
+    std::vector<LoggedToken> tokens = {};  // Only if log-probabilities are wanted.
     FinishReason finish = FinishReason::kNone;
     bool is_first = false;
   };
   struct Choice {
     TextAssembler assembler;
     std::string text;
-    std::vector<Event> tokens;
+    std::vector<LoggedToken> tokens;
     FinishReason finish = FinishReason::kNone;
     double last_token_time = 0;
     bool has_begun = false;
@@ -54,7 +59,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
   [[nodiscard]] Json envelope(const char* object) const;
   [[nodiscard]] Json usage_json() const;
   [[nodiscard]] Json chunk_json(const Piece& piece) const;
-  [[nodiscard]] Json logprobs_json(const std::vector<Event>& tokens) const;
+  [[nodiscard]] Json logprobs_json(const std::vector<LoggedToken>& tokens) const;
 
   const ApiCall call_;
   const std::string model_name_, id_;

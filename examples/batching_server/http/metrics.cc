@@ -104,8 +104,9 @@ struct Metrics::Impl {
   prometheus::Histogram& output_token =
       histogram("pagedkv_time_per_output_token_seconds", "From one token to the next.",
                 {.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5});
-  prometheus::Histogram& request = histogram("pagedkv_request_seconds", "From arrival to the last token.",
-                                             {.01, .05, .1, .5, 1, 2, 5, 10, 30, 60, 120, 300});
+  prometheus::Histogram& request =
+      histogram("pagedkv_request_seconds", "From arrival to the last token, of requests that came to their end.",
+                {.01, .05, .1, .5, 1, 2, 5, 10, 30, 60, 120, 300});
   prometheus::Family<prometheus::Counter>& responses = prometheus::BuildCounter()
                                                            .Name("pagedkv_http_responses_total")
                                                            .Help("HTTP answers by status.")

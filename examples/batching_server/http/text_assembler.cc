@@ -11,7 +11,9 @@ TextAssembler::TextAssembler(const Tokenizer& tokenizer, std::optional<Token> pr
 
 std::string TextAssembler::push(Token token) {
   if (is_stopped_) return {};
-  held_ += stream_.push(tokenizer_.piece(previous_, token));
+  const std::string text = stream_.push(tokenizer_.piece(previous_, token));
+  num_characters_ += count_characters(text);
+  held_ += text;
   previous_ = token;
   return release(false);
 }

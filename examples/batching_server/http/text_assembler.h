@@ -20,6 +20,8 @@ class TextAssembler {
   std::string push(Token token);
   /// What was held back and is text after all.
   std::string finish();
+  /// Whole characters that the tokens so far stand for, those held back included.
+  [[nodiscard]] std::size_t num_characters() const noexcept { return num_characters_; }
   [[nodiscard]] bool is_stopped() const noexcept { return is_stopped_; }
 
  private:
@@ -30,6 +32,7 @@ class TextAssembler {
   std::span<const std::string> stops_;
   Utf8Stream stream_;
   std::string held_;
+  std::size_t num_characters_ = 0;
   bool is_stopped_ = false;
 };
 

@@ -38,8 +38,11 @@ class HttpTest : public ::testing::Test {
     http.port = 0;
     harness_ = std::make_unique<Harness>(*decoder_, options);
     harness_->engine().start();
-    server_ = std::make_unique<HttpServer>(harness_->engine(), harness_->cache(), *tokenizer_,
-                                           ApiLimits{.model_name = "tiny", .max_positions = 8192}, http);
+    server_ = std::make_unique<HttpServer>(
+        harness_->engine(), harness_->cache(), *tokenizer_,
+        ApiLimits{
+            .model_name = "tiny", .max_positions = 8192, .pool_pages = options.pages, .page_size = options.page_size},
+        http);
     port_ = server_->start();
   }
   void TearDown() override {
@@ -125,6 +128,34 @@ TEST_F(HttpTest, EchoPutsThePromptFirst) {
   start();
   const Json answer = complete({{"prompt", "hello"}, {"max_tokens", 2}, {"echo", true}});
   EXPECT_THAT(answer["choices"][0]["text"].get<std::string>(), ::testing::StartsWith("hello"));
+}
+
+TEST_F(HttpTest, TextOffsetsCountCharactersFromTheBeginningOfTheText) {
+  start();
+  Json body = {{"model", "tiny"}, {"max_tokens", 40}, {"echo", true},       {"logprobs", 0},
+               {"seed", 1},       {"temperature", 2}, {"ignore_eos", true}, {"prompt", "h\xC3\xA9llo"}};
+  const auto offsets = complete(body)["choices"][0]["logprobs"]["text_offset"].get<std::vector<std::size_t>>();
+  ASSERT_EQ(offsets.size(), 40U);
+  EXPECT_EQ(offsets[0], 5U);  // Of 6 bytes.
+  EXPECT_GT(offsets[39], 5U);
+  EXPECT_LE(offsets[39], 5U + 39U);  // A byte a token, and some of them are no character of their own.
+  EXPECT_TRUE(std::ranges::is_sorted(offsets));
+
+  body["stream"] = true;
+  const std::string events = client().Post("/v1/completions", body.dump(), kJson)->body;
+  std::vector<std::size_t> streamed;
+  for (std::size_t at = 0; (at = events.find("data: {", at)) != std::string::npos; ++at) {
+    const Json event = Json::parse(events.substr(at + 6, events.find('\n', at) - at - 6));
+    const Json& logprobs = event["choices"][0]["logprobs"];
+    if (logprobs.is_null()) continue;
+    for (const Json& offset : logprobs["text_offset"]) streamed.push_back(offset.get<std::size_t>());
+  }
+  EXPECT_EQ(streamed, offsets);
+}
+
+TEST_F(HttpTest, BeamSearchRefusesLogprobsInsteadOfInventingThem) {
+  start();
+  EXPECT_EQ(complete({{"prompt", "a"}, {"use_beam_search", true}, {"logprobs", 1}}, 400)["error"]["param"], "logprobs");
 }
 
 TEST_F(HttpTest, AnyBytesThatAModelSaysBecomeValidJson) {
@@ -246,6 +277,19 @@ TEST_F(HttpTest, PromptBeyondTheContextOrThePool) {
   complete({{"prompt", std::string(200, 'a')}});  // And the server goes on.
 }
 
+TEST_F(HttpTest, ChatWithoutALimitTakesWhatThePoolHasRoomFor) {
+  start({.page_size = 16, .pages = 10});
+  Json chat = {{"model", "tiny"}, {"messages", {{{"role", "user"}, {"content", "a"}}}}, {"ignore_eos", true}};
+  const Json answer = post("/v1/chat/completions", chat.dump(), 200);
+  EXPECT_EQ(answer["usage"]["total_tokens"], 160);
+  EXPECT_EQ(answer["choices"][0]["finish_reason"], "length");
+  chat["use_beam_search"] = true;
+  chat["best_of"] = 3;
+  EXPECT_EQ(post("/v1/chat/completions", chat.dump(), 200)["usage"]["total_tokens"], 48);  // 3 of 10 pages a beam.
+  chat["max_tokens"] = 100;
+  EXPECT_EQ(post("/v1/chat/completions", chat.dump(), 400)["error"]["code"], "context_length_exceeded");
+}
+
 TEST_F(HttpTest, HugeBodyIsRefusedAndTheServerGoesOn) {
   start({.page_size = 16, .pages = 2048}, {.max_body_bytes = 10'000});
   EXPECT_EQ(post("/v1/completions", std::string(20'000, ' '), 413)["error"]["code"], "body_too_large");
@@ -278,6 +322,7 @@ TEST_F(HttpTest, VanishedClientsFreeTheirPages) {
     ::close(gone);
     eventually([&] { return metric("pagedkv_disconnects_total") == before + 1; });
     everything_is_given_back();
+    EXPECT_EQ(metric("pagedkv_request_seconds_count"), 0);  // It has none: it did not end.
   }
 }
 

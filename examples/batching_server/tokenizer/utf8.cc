@@ -1,6 +1,7 @@
 // Well-formed UTF-8 by table 3-7 of the Unicode standard.
 #include "tokenizer/utf8.h"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace serving {
@@ -50,6 +51,11 @@ std::size_t utf8_length(std::string_view text) noexcept {
   if (text.empty()) return 0;
   const Prefix prefix = prefix_of(text);
   return prefix.is_whole ? prefix.bytes : 0;
+}
+
+std::size_t count_characters(std::string_view text) noexcept {
+  const auto begins_one = [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; };
+  return static_cast<std::size_t>(std::ranges::count_if(text, begins_one));
 }
 
 std::string Utf8Stream::push(std::string_view bytes) {

@@ -10,6 +10,9 @@ namespace serving {
 /// Bytes of the well-formed character at the start of `text`; 0 if there is none (ill-formed or cut off).
 std::size_t utf8_length(std::string_view text) noexcept;
 
+/// Characters of a well-formed text.
+std::size_t count_characters(std::string_view text) noexcept;
+
 /// Turns a stream of pieces of bytes into a stream of well-formed UTF-8.
 ///
 /// A token may be a part of a character: its bytes wait for the rest. Bytes that can never become one turn into U+FFFD,
