@@ -185,7 +185,8 @@ Options parse(int argc, char** argv) {
   app.add_option("--prefill-chunk", s.prefill_chunk, "prompt tokens of one sequence a step")
       ->check(CLI::Range(1U, 1U << 20))
       ->capture_default_str();
-  app.add_option("--max-sequences", s.max_lanes, "sequences that run at once")
+  app.add_option("--max-sequences", s.max_lanes,
+                 "sequences admitted to run at once; samples and beams that fork from one are not counted")
       ->check(CLI::Range(1U, 1U << 20))
       ->capture_default_str();
   app.add_flag("--reserve-max-length", s.reserve_max_length,

@@ -17,7 +17,7 @@ struct SchedulerOptions {
   std::uint32_t page_size = 16;       ///< Tokens.
   std::uint32_t token_budget = 512;   ///< New tokens of one step, at most: bounds how long a step takes.
   std::uint32_t prefill_chunk = 256;  ///< Prompt tokens of one sequence in one step, at most.
-  std::uint32_t max_lanes = 256;      ///< Sequences that hold pages at once.
+  std::uint32_t max_lanes = 256;      ///< Sequences admitted at once; forks of them are not counted.
   std::int32_t window_left = -1;      ///< Sliding window in tokens, as AttentionVariant has it; -1 = none.
   std::uint64_t watermark_pages = 0;  ///< Pages that admission leaves for those that run.
   double aging_seconds = 10;          ///< A waiting sequence gains one level of priority in that time.
