@@ -1,56 +1,98 @@
-// Looks among the process's descriptors for the socket with a request's two addresses.
+// Waits by poll, so that a stop wakes whoever waits for a client.
 #include "http/connection.h"
 
-#include <netdb.h>
+#include <poll.h>
 #include <sys/socket.h>
 
-#include <array>
+#include <algorithm>
 #include <cerrno>
-#include <charconv>
-#include <filesystem>
-#include <string>
+#include <chrono>
 
 namespace serving {
 namespace {
 
-using NameOf = int (*)(int, sockaddr*, socklen_t*) noexcept;
+constexpr int kFinishMilliseconds = 2000;
 
-// Whether one end of a socket, by getpeername or getsockname, is this address.
-bool has_address(int socket, NameOf name_of, const std::string& address, int port) {
-  sockaddr_storage name{};
-  socklen_t length = sizeof name;
-  auto* const end = reinterpret_cast<sockaddr*>(&name);
-  if (name_of(socket, end, &length) != 0) return false;
-  std::array<char, NI_MAXHOST> host{};
-  std::array<char, NI_MAXSERV> service{};
-  if (getnameinfo(end, length, host.data(), host.size(), service.data(), service.size(),
-                  NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
-    return false;
-  }
-  return std::to_string(port) == service.data() && address == host.data();
-}
+thread_local Connection* connection_of_this_thread = nullptr;
+
+bool would_block() noexcept { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
 
 }  // namespace
 
-Connection::Connection(const httplib::Request& request) {
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", error)) {
-    const std::string name = entry.path().filename();
-    int socket = -1;
-    std::from_chars(name.data(), name.data() + name.size(), socket);
-    if (has_address(socket, getpeername, request.remote_addr, request.remote_port) &&
-        has_address(socket, getsockname, request.local_addr, request.local_port)) {
-      socket_ = socket;
-      return;
-    }
+Connection::Connection(socket_t socket, int stop_event, const ConnectionBounds& bounds)
+    : socket_(socket), stop_event_(stop_event), bounds_(bounds) {
+  connection_of_this_thread = this;
+}
+
+Connection::~Connection() { connection_of_this_thread = nullptr; }
+
+Connection* Connection::of_this_thread() noexcept { return connection_of_this_thread; }
+
+bool Connection::wait_to_read(int milliseconds) const noexcept {
+  std::array<pollfd, 2> waits{{{socket_, POLLIN, 0}, {stop_event_, POLLIN, 0}}};
+  int ready = 0;
+  do {
+    ready = poll(waits.data(), waits.size(), milliseconds);
+  } while (ready < 0 && errno == EINTR);
+  return ready > 0 && waits[1].revents == 0;
+}
+
+bool Connection::wait_for_request() noexcept {
+  return begin_ < end_ || wait_to_read(bounds_.read_timeout_seconds * 1000);
+}
+
+bool Connection::is_readable() const { return begin_ < end_ || wait_to_read(bounds_.read_timeout_seconds * 1000); }
+
+ssize_t Connection::read(char* to, std::size_t bytes) {
+  if (may_read_ == 0 || !is_readable()) {
+    must_close_ = true;
+    return -1;
   }
+  if (begin_ == end_) {
+    const ssize_t received = recv(socket_, buffer_.data(), buffer_.size(), 0);
+    if (received <= 0) {
+      must_close_ = true;
+      return received;
+    }
+    begin_ = 0;
+    end_ = static_cast<std::size_t>(received);
+  }
+  const std::size_t taken = std::min({bytes, end_ - begin_, static_cast<std::size_t>(may_read_)});
+  std::copy_n(buffer_.data() + begin_, taken, to);
+  begin_ += taken;
+  may_read_ -= taken;
+  return static_cast<ssize_t>(taken);
 }
 
 bool Connection::is_open() const noexcept {
-  if (socket_ < 0) return true;
   char next = 0;
   const ssize_t received = recv(socket_, &next, 1, MSG_PEEK | MSG_DONTWAIT);
-  return received > 0 || (received < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR));
+  return received > 0 || (received < 0 && would_block());
+}
+
+bool Connection::wait_to_write() const noexcept {
+  pollfd wait{socket_, POLLOUT, 0};
+  return poll(&wait, 1, bounds_.write_timeout_seconds * 1000) > 0;
+}
+
+bool Connection::is_writable() const { return wait_to_write() && is_open(); }
+
+// To a client that has closed its side too: it may still read.
+ssize_t Connection::write(const char* from, std::size_t bytes) {
+  while (wait_to_write()) {
+    const ssize_t sent = send(socket_, from, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent >= 0 || !would_block()) return sent;
+  }
+  return -1;
+}
+
+void Connection::finish() noexcept {
+  using std::chrono::steady_clock;
+  ::shutdown(socket_, SHUT_WR);
+  const auto end = steady_clock::now() + std::chrono::milliseconds(kFinishMilliseconds);
+  while (wait_to_read(kFinishMilliseconds) && steady_clock::now() < end) {
+    if (recv(socket_, buffer_.data(), buffer_.size(), MSG_DONTWAIT) <= 0) return;
+  }
 }
 
 }  // namespace serving

@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <thread>
 
+#include "http/bounded_server.h"
 #include "http/completion.h"
 #include "http/connection.h"
 #include "http/connection_threads.h"
@@ -21,12 +23,74 @@ namespace {
 constexpr double kLookSeconds = 0.05, kLookSecondsPerCall = 0.0005;
 constexpr int kBacklog = 1024;             // httplib's own is 5: a crowd that arrives at once would wait for seconds.
 constexpr int kClientClosedRequest = 499;  // As nginx has it: nobody reads this status but our own metrics.
+constexpr std::uint64_t kFramingBytes = 64 << 10;  // For a body in small chunks, besides as much again as the body.
 constexpr const char* kJsonType = "application/json";
 
 void answer(httplib::Response& response, const ApiError& error) {
   response.status = error.status;
   response.set_content(error.to_json().dump(-1, ' ', false, Json::error_handler_t::replace), kJsonType);
   if (error.status == 429 || error.status == 503) response.set_header("Retry-After", "1");
+}
+
+bool takes_calls(const std::string& path) { return path == "/v1/completions" || path == "/v1/chat/completions"; }
+
+ApiError unknown_url(const httplib::Request& request) {
+  return {404, "invalid_request_error", "Unknown request URL: " + request.method + " " + request.path, "unknown_url"};
+}
+
+ApiError body_too_large() {
+  return {413, "invalid_request_error", "The body of the request is too large.", "body_too_large"};
+}
+
+// Requests whose body must not be read: httplib would keep all of one that nobody wants, and inflate a small one to any
+// size.
+std::optional<ApiError> refusal_before_body(const httplib::Request& request) {
+  if (!takes_calls(request.path)) {
+    if (request.method == "GET" || request.method == "HEAD") return std::nullopt;
+    return unknown_url(request);
+  }
+  if (request.method != "POST") {
+    return ApiError(405, "invalid_request_error", "Not allowed to " + request.method + " on " + request.path + ".",
+                    "method_not_allowed");
+  }
+  const std::string encoding = request.get_header_value("Content-Encoding");
+  if ((!encoding.empty() && encoding != "identity") || request.is_multipart_form_data()) {
+    return ApiError(415, "invalid_request_error", "The body must be JSON, neither compressed nor in parts.",
+                    "unsupported_media_type");
+  }
+  return std::nullopt;
+}
+
+// For a request whose body, or some of it, stays unread.
+void close_after_answer(httplib::Response& response) {
+  response.set_header("Connection", "close");
+  if (Connection* const connection = Connection::of_this_thread()) connection->close_after_answer();
+}
+
+httplib::Server::HandlerResponse before_routing(const httplib::Request& request, httplib::Response& response) {
+  using enum httplib::Server::HandlerResponse;
+  const std::optional<ApiError> refused = refusal_before_body(request);
+  const bool has_body = request.has_header("Content-Length") || request.has_header("Transfer-Encoding");
+  if (has_body && (refused || request.method != "POST")) close_after_answer(response);
+  if (!refused) return Unhandled;
+  if (refused->status == 405) response.set_header("Allow", "POST");
+  answer(response, *refused);
+  return Handled;
+}
+
+// Throws ApiError: longer than `max_bytes`, or cut off.
+std::string read_body(const httplib::ContentReader& read, httplib::Response& response, std::uint64_t max_bytes) {
+  std::string body;
+  bool is_too_large = false;
+  const bool is_read = read([&](const char* data, std::size_t bytes) {
+    is_too_large = body.size() + bytes > max_bytes;
+    if (!is_too_large) body.append(data, bytes);
+    return !is_too_large;
+  });
+  if (is_read) return body;
+  close_after_answer(response);
+  if (is_too_large || response.status == 413) throw body_too_large();
+  throw ApiError(400, "invalid_request_error", "The request could not be read.");
 }
 
 }  // namespace
@@ -38,14 +102,16 @@ struct HttpServer::Impl {
         tokenizer(tokenizer_),
         limits(std::move(limits_)),
         options(std::move(options_)),
-        metrics(engine) {}
+        metrics(engine),
+        server({.max_body_bytes = 2 * options.max_body_bytes + kFramingBytes,
+                .read_timeout_seconds = options.read_timeout_seconds,
+                .write_timeout_seconds = options.write_timeout_seconds}) {}
 
   void set_up();
   void route();
-  void complete(const httplib::Request& request, httplib::Response& response, bool is_chat);
+  void complete(const httplib::ContentReader& body, httplib::Response& response, bool is_chat);
   void stream(const std::shared_ptr<Completion>& completion, httplib::Response& response);
-  void answer_whole(const std::shared_ptr<Completion>& completion, const Connection& connection,
-                    httplib::Response& response);
+  void answer_whole(const std::shared_ptr<Completion>& completion, httplib::Response& response);
   [[nodiscard]] double look_seconds() const { return std::max(kLookSeconds, kLookSecondsPerCall * open_calls); }
   // Counts a call from its beginning to its last byte, so that a shutdown can wait for it.
   std::shared_ptr<void> count_call() {
@@ -59,7 +125,7 @@ struct HttpServer::Impl {
   const ApiLimits limits;
   const HttpOptions options;
   Metrics metrics;
-  httplib::Server server;
+  BoundedServer server;
   std::thread listener;
   socket_t listening_socket = INVALID_SOCKET;
   std::atomic<int> open_calls = 0;
@@ -69,8 +135,6 @@ struct HttpServer::Impl {
 void HttpServer::Impl::set_up() {
   server.new_task_queue = [this] { return new ConnectionThreads(options.max_connections); };
   server.set_payload_max_length(options.max_body_bytes);
-  server.set_read_timeout(options.read_timeout_seconds);
-  server.set_write_timeout(options.write_timeout_seconds);
   server.set_keep_alive_max_count(1'000'000);
   server.set_keep_alive_timeout(options.read_timeout_seconds);
   server.set_tcp_nodelay(true);
@@ -81,17 +145,11 @@ void HttpServer::Impl::set_up() {
   });
   server.set_logger(
       [this](const httplib::Request&, const httplib::Response& response) { metrics.count_response(response.status); });
-  // Whatever httplib refuses by itself (unknown paths, large bodies, malformed requests) in OpenAI's shape.
+  // Whatever httplib refuses by itself (unknown paths, malformed requests) in OpenAI's shape.
   server.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
     if (!response.body.empty()) return;
-    const std::string where = request.method + " " + request.path;
-    switch (response.status) {
-      case 404: return answer(response, {404, "invalid_request_error", "Unknown request URL: " + where, "unknown_url"});
-      case 413:
-        return answer(response,
-                      {413, "invalid_request_error", "The body of the request is too large.", "body_too_large"});
-      default: return answer(response, {response.status, "invalid_request_error", "The request could not be read."});
-    }
+    if (response.status == 404) return answer(response, unknown_url(request));
+    answer(response, {response.status, "invalid_request_error", "The request could not be read."});
   });
   server.set_exception_handler(
       [](const httplib::Request&, httplib::Response& response, const std::exception_ptr& thrown) {
@@ -108,18 +166,14 @@ void HttpServer::Impl::set_up() {
 void HttpServer::Impl::route() {
   using httplib::Request;
   using httplib::Response;
-  server.Post("/v1/completions",
-              [this](const Request& request, Response& response) { complete(request, response, false); });
-  server.Post("/v1/chat/completions",
-              [this](const Request& request, Response& response) { complete(request, response, true); });
-  const auto refuse_method = [](const Request& request, Response& response) {
-    response.set_header("Allow", "POST");
-    answer(response, {405, "invalid_request_error", "Not allowed to " + request.method + " on " + request.path + ".",
-                      "method_not_allowed"});
-  };
-  for (const char* path : {"/v1/completions", "/v1/chat/completions"}) {
-    server.Get(path, refuse_method).Put(path, refuse_method).Delete(path, refuse_method).Patch(path, refuse_method);
-  }
+  // Bodies by reader: httplib would keep all of one that comes in chunks, and no more than 8,192 bytes of curl's -d.
+  server.set_pre_routing_handler(before_routing);
+  server.Post("/v1/completions", [this](const Request&, Response& response, const httplib::ContentReader& body) {
+    complete(body, response, false);
+  });
+  server.Post("/v1/chat/completions", [this](const Request&, Response& response, const httplib::ContentReader& body) {
+    complete(body, response, true);
+  });
   const Json model = {{"id", limits.model_name}, {"object", "model"}, {"created", 0}, {"owned_by", "pagedkv"}};
   server.Get("/v1/models", [model](const Request&, Response& response) {
     response.set_content(Json{{"object", "list"}, {"data", Json::array({model})}}.dump(), kJsonType);
@@ -147,13 +201,14 @@ void HttpServer::Impl::route() {
   });
 }
 
-void HttpServer::Impl::complete(const httplib::Request& request, httplib::Response& response, bool is_chat) {
+void HttpServer::Impl::complete(const httplib::ContentReader& body, httplib::Response& response, bool is_chat) {
+  const std::string text = read_body(body, response, options.max_body_bytes);
   const auto call_counted = count_call();
-  ApiCall call = read_call(request.body, is_chat, limits, tokenizer);
+  ApiCall call = read_call(text, is_chat, limits, tokenizer);
   const bool is_streamed = call.stream;
   const auto completion = std::make_shared<Completion>(std::move(call), limits.model_name, tokenizer, engine, metrics);
   completion->submit();
-  is_streamed ? stream(completion, response) : answer_whole(completion, Connection(request), response);
+  is_streamed ? stream(completion, response) : answer_whole(completion, response);
 }
 
 // httplib calls a provider again and again while the client is there, and the releaser once in the end.
@@ -177,11 +232,11 @@ void HttpServer::Impl::stream(const std::shared_ptr<Completion>& completion, htt
 }
 
 // The status is sent when the answer is there: one that fails midway is an error to its client, not an empty success.
-void HttpServer::Impl::answer_whole(const std::shared_ptr<Completion>& completion, const Connection& connection,
-                                    httplib::Response& response) {
+void HttpServer::Impl::answer_whole(const std::shared_ptr<Completion>& completion, httplib::Response& response) {
+  const Connection* const connection = Connection::of_this_thread();
   while (true) {
     if (const auto body = completion->whole_answer(look_seconds())) return response.set_content(*body, kJsonType);
-    if (connection.is_open()) continue;
+    if (connection->is_open()) continue;
     completion->cancel();
     metrics.count_disconnect();
     response.status = kClientClosedRequest;
@@ -222,7 +277,7 @@ void HttpServer::shutdown(double seconds) {
   while (self.open_calls > 0 && std::chrono::steady_clock::now() < patience) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  self.server.stop();
+  self.server.stop_all();
   self.listener.join();
 }
 

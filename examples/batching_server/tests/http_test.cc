@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <thread>
 
 #include "http/http_server.h"
@@ -99,6 +100,17 @@ class HttpTest : public ::testing::Test {
     EXPECT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
     EXPECT_EQ(::send(fd, text.data(), text.size(), MSG_NOSIGNAL), static_cast<ssize_t>(text.size()));
     return fd;
+  }
+  /// All that the server says to `text` before it closes.
+  [[nodiscard]] std::string answer_to(const std::string& text) const {
+    const int fd = connect_and_send(text);
+    std::string answer;
+    std::array<char, 4096> buffer{};
+    for (ssize_t n = 0; (n = ::recv(fd, buffer.data(), buffer.size(), 0)) > 0;) {
+      answer.append(buffer.data(), static_cast<std::size_t>(n));
+    }
+    ::close(fd);
+    return answer;
   }
   static std::string raw_post(const std::string& body) {
     return "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: " +
@@ -294,6 +306,73 @@ TEST_F(HttpTest, HugeBodyIsRefusedAndTheServerGoesOn) {
   start({.page_size = 16, .pages = 2048}, {.max_body_bytes = 10'000});
   EXPECT_EQ(post("/v1/completions", std::string(20'000, ' '), 413)["error"]["code"], "body_too_large");
   complete({{"prompt", "a"}});
+}
+
+TEST_F(HttpTest, BodyInChunksIsHeldToTheSameLimit) {
+  start({.page_size = 16, .pages = 2048}, {.max_body_bytes = 10'000});
+  const std::string piece(1'000, ' ');
+  int sent = 0;
+  const auto response = client().Post(
+      "/v1/completions",
+      [&](std::size_t, httplib::DataSink& sink) {
+        if (++sent <= 20) return sink.write(piece.data(), piece.size());
+        sink.done();
+        return true;
+      },
+      kJson);
+  ASSERT_TRUE(response) << to_string(response.error());
+  EXPECT_EQ(response->status, 413);
+  EXPECT_EQ(Json::parse(response->body)["error"]["code"], "body_too_large");
+  complete({{"prompt", "a"}});
+}
+
+TEST_F(HttpTest, BodiesThatWouldBeInflatedOrTakenApartAreRefusedUnread) {
+  start();
+  for (const char* header :
+       {"Content-Encoding: gzip", "Content-Encoding: br", "Content-Type: multipart/form-data; boundary=x"}) {
+    // What stays unread is not taken for a request: there is one answer, and then the end.
+    const std::string hidden = "GET /health HTTP/1.1\r\n\r\n";
+    const std::string answer = answer_to(std::string("POST /v1/completions HTTP/1.1\r\n") + header +
+                                         "\r\nContent-Length: " + std::to_string(hidden.size()) + "\r\n\r\n" + hidden);
+    EXPECT_THAT(answer, ::testing::StartsWith("HTTP/1.1 415"));
+    EXPECT_THAT(answer, HasSubstr("Connection: close"));
+    EXPECT_THAT(answer, HasSubstr("unsupported_media_type"));
+    EXPECT_EQ(answer.find("HTTP/1.1", 1), std::string::npos) << answer;
+  }
+}
+
+TEST_F(HttpTest, BodyThatNobodyWantsEndsItsConnectionUnread) {
+  start({.page_size = 16, .pages = 2048}, {.read_timeout_seconds = 3600});
+  for (const char* request : {"POST /v1/nothing", "PUT /v1/completions", "DELETE /health", "GET /health"}) {
+    const std::string answer =
+        answer_to(std::string(request) + " HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    EXPECT_THAT(answer, HasSubstr("Connection: close")) << request;
+    EXPECT_EQ(answer.find("HTTP/1.1", 1), std::string::npos) << answer;
+  }
+}
+
+TEST_F(HttpTest, HeadersWithoutEndAreRefused) {
+  start();
+  std::string head = "GET /health HTTP/1.1\r\n";
+  for (int i = 0; i < 100; ++i) head += "X-" + std::to_string(i) + ": " + std::string(1'000, 'x') + "\r\n";
+  EXPECT_THAT(answer_to(head + "\r\n"), ::testing::StartsWith("HTTP/1.1 400"));
+}
+
+TEST_F(HttpTest, LongBodyNeedNotSayThatItIsJson) {
+  start();
+  const Json body = {{"model", "tiny"}, {"prompt", "a"}, {"max_tokens", 1}, {"user", std::string(20'000, 'u')}};
+  const auto response = client().Post("/v1/completions", body.dump(), "application/x-www-form-urlencoded");  // As curl.
+  EXPECT_EQ(response->status, 200) << response->body;
+}
+
+TEST_F(HttpTest, ShutdownDoesNotWaitForIdleConnections) {
+  start({.page_size = 16, .pages = 2048}, {.read_timeout_seconds = 3600});
+  auto idle = client();
+  idle.set_keep_alive(true);
+  EXPECT_EQ(idle.Get("/health")->status, 200);
+  const int half = connect_and_send("POST /v1/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{");
+  server_->shutdown(0);  // Without end, if somebody waits for the two.
+  ::close(half);
 }
 
 TEST_F(HttpTest, RequestsBeyondTheLimitAreToldToComeAgain) {
