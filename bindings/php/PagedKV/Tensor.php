@@ -11,7 +11,11 @@ use InvalidArgumentException;
 /** Row-major, contiguous, f32. */
 final class Tensor
 {
-    private const MAX_ELEMENTS = 1 << 40;
+    /** PHP's FFI keeps the length of an array in 32 bits and drops the rest. */
+    private const MAX_ELEMENTS = (1 << 31) - 1;
+
+    /** For the types of arrays: FFI::new as a static call is deprecated from PHP 8.3 on. */
+    private static ?FFI $ffi = null;
 
     /** @param list<int> $shape */
     private function __construct(private array $shape, private FFI\CData $elements)
@@ -24,14 +28,21 @@ final class Tensor
         $count = 1;
         foreach ($shape as $size) {
             if (!is_int($size) || $size < 1 || $size > intdiv(self::MAX_ELEMENTS, $count)) {
-                throw new InvalidArgumentException('every size of a shape must be an integer of at least 1, and their product sane');
+                throw new InvalidArgumentException('every size of a shape must be an integer of at least 1, and their product less than 2^31');
             }
             $count *= $size;
         }
         if ($shape === []) {
             throw new InvalidArgumentException('a shape needs at least one size');
         }
-        return new self(array_values($shape), FFI::new("float[$count]"));
+        self::$ffi ??= FFI::cdef();
+        return new self(array_values($shape), self::$ffi->new("float[$count]"));
+    }
+
+    /** A clone has elements of its own. */
+    public function __clone()
+    {
+        $this->elements = clone $this->elements;
     }
 
     /** @param list<float|int>|list<list<float|int>> $values one row, or rows of equal length */

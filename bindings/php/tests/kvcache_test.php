@@ -70,7 +70,15 @@ throws(InvalidArgumentException::class, fn () => Tensor::from(['a', 'b']), 'stri
 throws(InvalidArgumentException::class, fn () => Tensor::from([[1, 2], [3]]), 'ragged rows');
 throws(InvalidArgumentException::class, fn () => Tensor::zeros([0]), 'no elements');
 throws(InvalidArgumentException::class, fn () => Tensor::zeros([1 << 30, 1 << 30]), 'absurd tensor');
+throws(InvalidArgumentException::class, fn () => Tensor::zeros([1 << 31]), 'more elements than FFI counts');
+throws(InvalidArgumentException::class, fn () => Tensor::zeros([(1 << 22) + 1, 1024]), 'more elements than FFI counts, in rows');
 check($cache->len() === 3, 'nothing changed');
+
+// A clone of a tensor is another tensor.
+$tensor = Tensor::from([1, 2]);
+$copy = clone $tensor;
+$copy->data()[0] = 9;
+check($tensor->toArray() === [1.0, 2.0] && $copy->toArray() === [9.0, 2.0], 'a clone has elements of its own');
 
 // Reset empties and keeps the memory.
 $cache->reset();
