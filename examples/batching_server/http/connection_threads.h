@@ -1,5 +1,5 @@
 // ConnectionThreads: a thread a connection, made when needed, up to a limit. A stream occupies its thread while it
-// lasts.
+// lasts. Where the system gives no more threads, those that there are must do.
 #pragma once
 
 #include <httplib.h>
@@ -9,26 +9,36 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace serving {
 
 class ConnectionThreads final : public httplib::TaskQueue {
  public:
-  explicit ConnectionThreads(std::size_t max_threads) : max_threads_(max_threads) {}
+  using MakeThread = std::function<std::thread(std::function<void()>)>;
+
+  /// `make_thread` throws std::system_error if there is none to be had, as std::thread does.
+  explicit ConnectionThreads(
+      std::size_t max_threads,
+      MakeThread make_thread = [](std::function<void()> run) { return std::thread(std::move(run)); })
+      : max_threads_(max_threads), make_thread_(std::move(make_thread)) {}
   ConnectionThreads(const ConnectionThreads&) = delete;
   ConnectionThreads& operator=(const ConnectionThreads&) = delete;
   ~ConnectionThreads() override { shutdown(); }
 
-  /// A connection beyond the limit waits for a thread.
+  /// A connection beyond the limit waits for a thread. Without any thread the caller serves it.
   void enqueue(std::function<void()> connection) override {
     {
       const std::lock_guard lock(mutex_);
-      waiting_.push_back(std::move(connection));
-      if (idle_ < waiting_.size() && threads_.size() < max_threads_) threads_.emplace_back([this] { run(); });
+      const bool is_short = idle_ <= waiting_.size() && threads_.size() < max_threads_;
+      if (is_short) add_thread();
+      if (!threads_.empty()) waiting_.push_back(std::exchange(connection, nullptr));
     }
     changed_.notify_one();
+    if (connection) connection();
   }
 
   void shutdown() override {
@@ -43,6 +53,14 @@ class ConnectionThreads final : public httplib::TaskQueue {
   }
 
  private:
+  void add_thread() {
+    try {
+      threads_.push_back(make_thread_([this] { run(); }));
+    } catch (const std::system_error&) {
+      // No memory for its stack, or as many threads as a process may have. The next connection tries again.
+    }
+  }
+
   void run() {
     std::unique_lock lock(mutex_);
     while (true) {
@@ -59,6 +77,7 @@ class ConnectionThreads final : public httplib::TaskQueue {
   }
 
   const std::size_t max_threads_;
+  const MakeThread make_thread_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> waiting_;

@@ -6,8 +6,11 @@
 #include <unistd.h>
 
 #include <array>
+#include <mutex>
+#include <system_error>
 #include <thread>
 
+#include "http/connection_threads.h"
 #include "http/http_server.h"
 #include "http/text_assembler.h"
 #include "tests/engine_fixture.h"
@@ -517,6 +520,28 @@ TEST_F(HttpTest, ManyStreamsAtOnceAllEnd) {
   for (std::thread& thread : clients) thread.join();
   EXPECT_EQ(done, 150);
   everything_is_given_back();
+}
+
+TEST(ConnectionThreads, ConnectionsAreServedByTheThreadsThatCanBeHad) {
+  for (int had : {0, 1}) {
+    int served = 0;
+    {
+      int left = had;
+      ConnectionThreads threads(8, [&](std::function<void()> run) {
+        if (left-- <= 0) throw std::system_error(EAGAIN, std::generic_category());
+        return std::thread(std::move(run));
+      });
+      std::mutex mutex;
+      for (int i = 0; i < 20; ++i) {
+        threads.enqueue([&] {
+          const std::lock_guard lock(mutex);
+          ++served;
+        });
+      }
+      threads.shutdown();
+    }
+    EXPECT_EQ(served, 20) << had << " threads";
+  }
 }
 
 TEST(TextAssembler, HoldsBackWhatMayBecomeAStopString) {
