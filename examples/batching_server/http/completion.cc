@@ -106,7 +106,7 @@ bool Completion::hear(std::size_t prompt, const Event& event) {
   const std::lock_guard lock(mutex_);
   Choice& choice = choices_[index];
   cached_tokens_[prompt] = event.cached_tokens;
-  Piece piece{.choice = index, .is_first = !choice.has_begun};
+  Piece piece{.choice = index, .is_first = !choice.has_sent};
   if (piece.is_first && call_.stream) piece.text = choice.text;  // An echoed prompt.
   if (event.finish == FinishReason::kNone) {
     ++output_tokens_;
@@ -134,7 +134,10 @@ bool Completion::hear(std::size_t prompt, const Event& event) {
   }
   choice.has_begun = true;
   const bool says_something = !piece.text.empty() || !piece.tokens.empty() || piece.finish != FinishReason::kNone;
-  if (call_.stream && says_something) pieces_.push_back(std::move(piece));
+  if (call_.stream && says_something) {
+    pieces_.push_back(std::move(piece));
+    choice.has_sent = true;
+  }
   if (call_.stream ? says_something : open_choices_ == 0) changed_.notify_all();
   return !choice.assembler.is_stopped();
 }

@@ -53,6 +53,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
     FinishReason finish = FinishReason::kNone;
     double last_token_time = 0;
     bool has_begun = false;
+    bool has_sent = false;  // A piece: the first token may give no text yet.
   };
 
   bool hear(std::size_t prompt, const Event& event);

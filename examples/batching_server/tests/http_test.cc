@@ -7,6 +7,7 @@
 
 #include <array>
 #include <mutex>
+#include <sstream>
 #include <system_error>
 #include <thread>
 
@@ -276,6 +277,32 @@ TEST_F(HttpTest, ChatMessagesAreChecked) {
       "/v1/chat/completions",
       Json{{"model", "tiny"}, {"messages", {{{"role", "user"}, {"content", parts}}}}, {"max_tokens", 3}}.dump(), 200);
   EXPECT_EQ(answer["choices"][0]["message"]["role"], "assistant");
+}
+
+TEST_F(HttpTest, StreamedChatBeginsWithItsRoleThoughTheFirstTokenIsHeldBack) {
+  start();
+  const Token a = tokenizer_->encode("a", SpecialText::kIsPlain).back();
+  const Json body = {{"model", "tiny"},
+                     {"messages", {{{"role", "user"}, {"content", "hi"}}}},
+                     {"logit_bias", {{std::to_string(a), 100}}},
+                     {"stop", "ab"},
+                     {"max_tokens", 4},
+                     {"stream", true}};
+  const auto response = client().Post("/v1/chat/completions", body.dump(), kJson);
+  ASSERT_EQ(response->status, 200) << response->body;
+  std::vector<Json> deltas;
+  std::istringstream events(response->body);
+  for (std::string line; std::getline(events, line);) {
+    const Json event = Json::parse(line.substr(std::min<std::size_t>(line.size(), 6)), nullptr, false);
+    if (event.is_object()) deltas.push_back(event["choices"][0]["delta"]);
+  }
+  ASSERT_FALSE(deltas.empty());
+  std::string text;
+  for (std::size_t i = 0; i < deltas.size(); ++i) {
+    EXPECT_EQ(deltas[i].contains("role"), i == 0) << deltas[i];
+    text += deltas[i].value("content", "");
+  }
+  EXPECT_EQ(text, "aaaa");
 }
 
 TEST_F(HttpTest, UnknownModelPathAndMethod) {
