@@ -20,7 +20,12 @@ class EventReader {
     buffer_.append(data, bytes);
     for (std::size_t end; (end = buffer_.find("\n\n")) != std::string::npos; buffer_.erase(0, end + 2)) {
       const std::string_view event = std::string_view(buffer_).substr(0, end);
-      if (event.starts_with("data: ")) hear(event.substr(6));
+      if (!event.starts_with("data: ")) continue;
+      try {
+        hear(event.substr(6));
+      } catch (const nlohmann::json::exception&) {
+        // JSON of another shape: whatever the server meant, no token of this answer came with it.
+      }
     }
     return true;
   }
@@ -32,7 +37,7 @@ class EventReader {
       return;
     }
     const auto json = nlohmann::json::parse(json_text, nullptr, false);
-    if (json.is_discarded() || json.contains("error")) return;
+    if (!json.is_object() || json.contains("error")) return;
     if (const auto usage = json.find("usage"); usage != json.end() && usage->is_object()) {
       outcome_.tokens = usage->value("completion_tokens", 0U);
     }

@@ -1,8 +1,11 @@
 // Traces: real formats, scaled so that what was shared stays shared; and files that are not traces.
 #include <gtest/gtest.h>
+#include <httplib.h>
 
 #include <algorithm>
+#include <thread>
 
+#include "load/stream_client.h"
 #include "load/trace.h"
 #include "tests/test_files.h"
 
@@ -54,6 +57,25 @@ TEST(Trace, RefusesWhatIsNone) {
     const std::string text = std::string("a,b,c\n") + line + "\n";
     EXPECT_THROW(read_trace(folder.write("t.csv", text), {}), std::runtime_error) << line;
   }
+}
+
+TEST(StreamClient, EventsOfAnotherShapeAreNoEndOfTheProgram) {
+  httplib::Server server;
+  server.Post("/v1/completions", [](const httplib::Request&, httplib::Response& response) {
+    response.set_content(
+        "data: 5\n\ndata: [1]\n\ndata: {\n\ndata: {\"choices\":[7]}\n\ndata: {\"choices\":\"x\"}\n\n"
+        "data: {\"usage\":{\"completion_tokens\":\"many\"}}\n\n"
+        "data: {\"choices\":[{\"text\":\"a\",\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n",
+        "text/event-stream");
+  });
+  const int port = server.bind_to_any_port("127.0.0.1");
+  std::thread listener([&] { server.listen_after_bind(); });
+  Outcome outcome;
+  EXPECT_NO_THROW(outcome = stream_completion("http://127.0.0.1:" + std::to_string(port), "m", {}));
+  server.stop();
+  listener.join();
+  EXPECT_TRUE(outcome.is_complete);
+  EXPECT_EQ(outcome.tokens, 0U);
 }
 
 TEST(Trace, SyntheticRequestsAreTheSameEachTimeAndWithinTheirLimits) {
