@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <array>
 #include <span>
 
@@ -97,13 +98,12 @@ pagedkv::Result<void> rehearse(pagedkv::KvCache& cache, Decoder& decoder) {
 
 // 3. The door. HTTP threads only parse, submit and wait; the engine's one thread owns all sequences, so no lock is held
 //    while the model computes. A client that goes away is cancelled: before the next step its pages are free.
-ApiLimits make_limits(const Options& options, const LoadedModel& model, const pagedkv::KvCache& cache) {
+ApiLimits make_limits(const LoadedModel& model, const pagedkv::KvCache& cache) {
   const bool has_window = cache.options().attention.window_left >= 0;
   return {.model_name = model.name,
           .max_positions = model.decoder->config().max_positions,
-          .max_choices = std::min<std::uint32_t>(128, options.engine.max_requests),
           .pool_pages = has_window ? 0 : cache.stats().pool.capacity_pages,
-          .page_size = options.page_size};
+          .page_size = cache.options().page_size};
 }
 
 // 4. The end. SIGTERM or SIGINT: refuse what is new, finish what has begun, leave not a page behind.
@@ -145,7 +145,7 @@ void serve(Options options) {
   Engine engine(*model.decoder, cache, options.engine);
   engine.start();
 
-  HttpServer server(engine, cache, *model.tokenizer, make_limits(options, model, cache), options.http);
+  HttpServer server(engine, cache, *model.tokenizer, make_limits(model, cache), options.http);
   const int port = server.start();
   const pagedkv::PoolStats pool = cache.stats().pool;
   fmt::print("serving {} on http://{}:{}/ with {} pages of {} tokens ({:.1f} MiB, {})\n", model.name, options.http.host,
@@ -192,18 +192,26 @@ Options parse(int argc, char** argv) {
   app.add_flag("--reserve-max-length", s.reserve_max_length,
                "for comparison: reserve the whole context for each sequence");
   app.add_option("--max-requests", o.engine.max_requests, "requests waiting and running; more get 429")
+      ->check(CLI::Range(1U, 1U << 20))
       ->capture_default_str();
   app.add_option("--host", o.http.host, "address to listen on")->capture_default_str();
   app.add_option("--port", o.http.port, "0 = any free one")->check(CLI::Range(0, 65535))->capture_default_str();
-  app.add_option("--max-body-bytes", o.http.max_body_bytes, "larger requests get 413")->capture_default_str();
-  app.add_option("--max-connections", o.http.max_connections, "connections served at once")->capture_default_str();
+  app.add_option("--max-body-bytes", o.http.max_body_bytes, "larger requests get 413")
+      ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--max-connections", o.http.max_connections, "connections served at once")
+      ->check(CLI::Range(1U, 1U << 20))
+      ->capture_default_str();
   app.add_option("--timeout-seconds", o.timeout_seconds, "for clients that neither send nor read")
       ->check(CLI::Range(1, 86400))
       ->capture_default_str();
-  app.add_option("--drain-seconds", o.drain_seconds, "for requests to finish after SIGTERM")->capture_default_str();
+  app.add_option("--drain-seconds", o.drain_seconds, "for requests to finish after SIGTERM")
+      ->check(between(0, 86400))
+      ->capture_default_str();
   app.get_formatter()->column_width(32);
   if (const auto code = read_arguments(app, argc, argv)) std::exit(*code);
   o.paths.weights = parse_weight_type(o.weights);
+  o.http.max_prompts = std::min(o.http.max_prompts, o.engine.max_requests);
   o.http.read_timeout_seconds = o.http.write_timeout_seconds = o.timeout_seconds;
   return o;
 }

@@ -6,8 +6,19 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <optional>
+#include <string>
 
 namespace serving {
+
+/// As CLI::Range, which lets "nan" pass.
+inline CLI::Validator between(double least, double most) {
+  return {[=](const std::string& text) {
+            double value = 0;
+            const bool holds = CLI::detail::lexical_cast(text, value) && value >= least && value <= most;
+            return holds ? std::string() : fmt::format("{} is not between {} and {}", text, least, most);
+          },
+          fmt::format("FLOAT in [{} - {}]", least, most)};
+}
 
 /// The code to leave with at once, 0 after --help and 2 after wrong usage, or nothing: go on.
 inline std::optional<int> read_arguments(CLI::App& app, int argc, char** argv) {

@@ -205,6 +205,9 @@ void HttpServer::Impl::complete(const httplib::ContentReader& body, httplib::Res
   const std::string text = read_body(body, response, options.max_body_bytes);
   const auto call_counted = count_call();
   ApiCall call = read_call(text, is_chat, limits, tokenizer);
+  if (call.requests.size() > options.max_prompts) {
+    throw invalid_request("At most " + std::to_string(options.max_prompts) + " prompts are taken at once.", "prompt");
+  }
   const bool is_streamed = call.stream;
   const auto completion = std::make_shared<Completion>(std::move(call), limits.model_name, tokenizer, engine, metrics);
   completion->submit();

@@ -17,6 +17,7 @@ struct HttpOptions {
   std::string host = "127.0.0.1";
   int port = 8080;  ///< 0 = any free one.
   std::uint64_t max_body_bytes = 4 << 20;
+  std::uint32_t max_prompts = 128;  ///< Of one call. No more than the engine's requests: they are taken all or none.
   std::uint32_t max_connections = 2048;  ///< Each has a thread while it lasts; more wait.
   int read_timeout_seconds = 10;         ///< For a request's next bytes: slow senders are let go.
   int write_timeout_seconds = 10;        ///< For a receiver that takes nothing.

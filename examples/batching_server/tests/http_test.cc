@@ -419,6 +419,14 @@ TEST_F(HttpTest, RequestsBeyondTheLimitAreToldToComeAgain) {
   complete({{"prompt", "b"}});
 }
 
+TEST_F(HttpTest, MorePromptsThanTheServerHoldsAreRefusedForGoodAndChoicesAreNoRequests) {
+  HarnessOptions options{.page_size = 16, .pages = 2048};
+  options.engine.max_requests = 2;
+  start(options, {.max_prompts = 2});
+  EXPECT_EQ(complete({{"prompt", {"a", "b", "c"}}}, 400)["error"]["param"], "prompt");
+  EXPECT_EQ(complete({{"prompt", {"a", "b"}}, {"n", 8}, {"max_tokens", 2}})["choices"].size(), 16U);
+}
+
 TEST_F(HttpTest, VanishedClientsFreeTheirPages) {
   start();
   for (bool streamed : {true, false}) {
