@@ -22,7 +22,7 @@ namespace {
 // often, by all connections together 2,000 times a second at most.
 constexpr double kLookSeconds = 0.05, kLookSecondsPerCall = 0.0005;
 constexpr int kBacklog = 1024;             // httplib's own is 5: a crowd that arrives at once would wait for seconds.
-constexpr int kClientClosedRequest = 499;  // As nginx has it: nobody reads this status but our own metrics.
+constexpr int kClientClosedRequest = 499;  // As nginx has it: for our metrics, and for who closed one side only.
 constexpr std::uint64_t kFramingBytes = 64 << 10;  // For a body in small chunks, besides as much again as the body.
 constexpr const char* kJsonType = "application/json";
 
@@ -242,8 +242,7 @@ void HttpServer::Impl::answer_whole(const std::shared_ptr<Completion>& completio
     if (connection->is_open()) continue;
     completion->cancel();
     metrics.count_disconnect();
-    response.status = kClientClosedRequest;
-    return;
+    return answer(response, {kClientClosedRequest, "invalid_request_error", "The client closed its side."});
   }
 }
 
