@@ -2,6 +2,7 @@
 #include "http/bounded_server.h"
 
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -35,10 +36,10 @@ bool BoundedServer::process_and_close_socket(socket_t socket) {
             process_request(connection, false, client_wants_end, [&](httplib::Request&) { connection.begin_body(); });
         if (!is_answered || client_wants_end || connection.must_close()) break;
       }
+      connection.finish();
     } catch (const std::exception&) {
-      // No memory for a request outside its handler: that client's connection ends, and nobody else's.
+      ::shutdown(socket, SHUT_RDWR);  // No memory for a request outside its handler: only that client's call ends.
     }
-    connection.finish();
   }
   ::close(socket);
   return true;

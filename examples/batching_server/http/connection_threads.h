@@ -34,8 +34,7 @@ class ConnectionThreads final : public httplib::TaskQueue {
     {
       const std::lock_guard lock(mutex_);
       const bool is_short = idle_ <= waiting_.size() && threads_.size() < max_threads_;
-      if (is_short) add_thread();
-      if (!threads_.empty()) waiting_.push_back(std::exchange(connection, nullptr));
+      if ((is_short && add_thread()) || !threads_.empty()) waiting_.push_back(std::exchange(connection, nullptr));
     }
     changed_.notify_one();
     if (connection) connection();
@@ -53,12 +52,14 @@ class ConnectionThreads final : public httplib::TaskQueue {
   }
 
  private:
-  void add_thread() {
+  // False: no memory for its stack, or as many threads as a process may have. The next connection tries again.
+  bool add_thread() {
     try {
       threads_.push_back(make_thread_([this] { run(); }));
     } catch (const std::system_error&) {
-      // No memory for its stack, or as many threads as a process may have. The next connection tries again.
+      return false;
     }
+    return true;
   }
 
   void run() {

@@ -24,7 +24,7 @@ class EventReader {
       try {
         hear(event.substr(6));
       } catch (const nlohmann::json::exception&) {
-        // JSON of another shape: whatever the server meant, no token of this answer came with it.
+        return false;  // JSON of another shape: no more is read of this answer, and it counts as lost.
       }
     }
     return true;
@@ -37,7 +37,7 @@ class EventReader {
       return;
     }
     const auto json = nlohmann::json::parse(json_text, nullptr, false);
-    if (!json.is_object() || json.contains("error")) return;
+    if (json.is_discarded() || json.contains("error")) return;
     if (const auto usage = json.find("usage"); usage != json.end() && usage->is_object()) {
       outcome_.tokens = usage->value("completion_tokens", 0U);
     }
