@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -231,8 +232,8 @@ TEST_F(EngineTest, ManyBeamSearchesEndWithTheirAnswersHoweverSmallThePool) {
   for (std::uint64_t pages = 28; pages < 44; ++pages) {
     for (bool prefix_cache : {true, false}) {
       Harness harness(*decoder_, {.pages = pages, .engine = {.prefix_cache = prefix_cache}});
-      std::vector<std::shared_ptr<Harness::Heard>> heard;
-      for (unsigned i = 0; i < 4; ++i) heard.push_back(harness.submit(request(i)));
+      std::array<std::shared_ptr<Harness::Heard>, 4> heard;
+      for (unsigned i = 0; i < 4; ++i) heard[i] = harness.submit(request(i));
       harness.run_until_idle();
       for (unsigned i = 0; i < 4; ++i) EXPECT_EQ(heard[i]->tokens, expected[i]) << "request " << i << ", " << pages;
       EXPECT_GT(harness.engine().stats().scheduler.preemptions, 0U);
