@@ -36,7 +36,10 @@ std::uint64_t steady_now_ms() noexcept {
 
 PrefixIndex::PrefixIndex(std::shared_ptr<PagePool::Impl> pool, std::uint32_t page_size,
                          const PrefixCacheOptions& options)
-    : pool_(std::move(pool)), page_size_(page_size), hash_(options.hash != nullptr ? options.hash : &hash_tokens) {}
+    : pool_(std::move(pool)),
+      page_size_(page_size),
+      hash_(options.hash != nullptr ? options.hash : &hash_tokens),
+      bucket_factor_(secret_factor()) {}
 
 Result<std::unique_ptr<PrefixIndex>> PrefixIndex::create(std::shared_ptr<PagePool::Impl> pool, std::uint32_t page_size,
                                                          const PrefixCacheOptions& options) noexcept {
@@ -44,7 +47,6 @@ Result<std::unique_ptr<PrefixIndex>> PrefixIndex::create(std::shared_ptr<PagePoo
   if (options.event_capacity > kMaxEvents) return Error{Errc::kInvalidArgument, "event_capacity exceeds 2^24"};
   try {
     std::unique_ptr<PrefixIndex> index(new PrefixIndex(std::move(pool), page_size, options));
-    index->bucket_factor_ = secret_factor();
     index->events_.allocate(options.event_capacity, page_size);
     Result<void> done = index->allocate(options);
     if (!done) return done.error();

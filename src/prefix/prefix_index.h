@@ -188,9 +188,9 @@ class PrefixIndex final : public pool::PublishedPages {
   const std::shared_ptr<PagePool::Impl> pool_;
   const std::uint32_t page_size_;  // tokens
   std::uint64_t (*const hash_)(const Token*, std::size_t, std::uint64_t) noexcept;
+  const std::uint64_t bucket_factor_;  // odd, and the secret of this index
 
   memory::PageArray<std::int32_t> buckets_;  // [num_buckets] first page + 1 of a hash chain, 0 = none
-  std::uint64_t bucket_factor_ = 1;          // odd, and the secret of this index
   unsigned bucket_shift_ = 0;                // 63 - log2(num_buckets)
   memory::PageArray<Entry> entries_;         // [num_pages]
   memory::PageArray<Token> tokens_;          // [num_pages][page_size]

@@ -69,12 +69,9 @@ Completion::Completion(ApiCall call, std::string model_name, const Tokenizer& to
       cached_tokens_(call_.requests.size()) {
   for (std::size_t prompt = 0; prompt < call_.requests.size(); ++prompt) {
     for (std::uint32_t i = 0; i < call_.requests[prompt].num_choices; ++i) {
-      choices_.push_back({TextAssembler(tokenizer_, call_.requests[prompt].prompt.back(), call_.stop),
-                          call_.echoed[prompt],
-                          {},
-                          FinishReason::kNone,
-                          0,
-                          false});
+      choices_.push_back({.assembler = TextAssembler(tokenizer_, call_.requests[prompt].prompt.back(), call_.stop),
+                          .text = call_.echoed[prompt],
+                          .echoed_characters = count_characters(call_.echoed[prompt])});
     }
   }
   open_choices_ = choices_.size();
@@ -116,7 +113,7 @@ bool Completion::hear(std::size_t prompt, const Event& event) {
       metrics_.observe_first_token(now - arrived_);
     }
     choice.last_token_time = now;
-    const std::size_t text_offset = count_characters(call_.echoed[prompt]) + choice.assembler.num_characters();
+    const std::size_t text_offset = choice.echoed_characters + choice.assembler.num_characters();
     const std::string text = choice.assembler.push(event.token);
     piece.text += text;
     choice.text += text;

@@ -49,7 +49,8 @@ class Completion : public std::enable_shared_from_this<Completion> {
   struct Choice {
     TextAssembler assembler;
     std::string text;
-    std::vector<LoggedToken> tokens;
+    std::size_t echoed_characters = 0;
+    std::vector<LoggedToken> tokens = {};
     FinishReason finish = FinishReason::kNone;
     double last_token_time = 0;
     bool has_begun = false;
