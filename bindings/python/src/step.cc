@@ -19,7 +19,8 @@ using namespace nb::literals;
 namespace pagedkv::python {
 namespace {
 
-/// What a step holds. Destroyed without the interpreter lock, it rolls the step back.
+/// What a step holds. Destroyed without the interpreter lock, it rolls the step back and drops the cache, whose last
+/// owner it may be.
 struct StepParts {
   Step step;
   std::vector<PySequence*> sequences;
@@ -32,9 +33,6 @@ struct StepParts {
   ~StepParts() {
     for (PySequence* const sequence : sequences) wait_for(sequence->in_use);
     step.rollback();
-    {
-      const Step last = std::move(step);
-    }  // which may be the last owner of the cache
     for (PySequence* const sequence : sequences) sequence->in_use.store(false, std::memory_order_release);
     if (kept_alive.empty()) return;
     const nb::gil_scoped_acquire locked;

@@ -451,3 +451,8 @@ def test_a_step_that_the_collector_finds_while_its_sequence_raises_does_not_wait
     finally:
         gc.enable()
         gc.set_threshold(*before)
+    gc.collect()
+    if sequence.is_open:
+        sequence.close()
+    stats = cache.stats()
+    assert (stats["steps_rolled_back"], stats["open_sequences"], stats["used_pages"]) == (1, 0, 0)
