@@ -50,9 +50,10 @@ struct AttentionConfig {
   std::string_view target = {};  ///< Kernel target by name (cpu.h); empty = the active one.
   /// Sequences of a batch whose leading pages are the same ids, wherever they stand in it, read them once, for all of
   /// them, in parts of 1024 or 2048 tokens; those among them that go on in common do so for what follows, level by
-  /// level. Beside a window, those share a part whose rows all see the whole of it. Not with masks, and only by
-  /// sequences of at most 16 query rows. The shared parts run as matrix work, on "amx" with bf16 weights: still within
-  /// the bound of docs/NUMERICS.md, but the last bits of a row then depend on which other sequences share its pages.
+  /// level. Beside a window, those share a part whose rows all see the whole of it, but for what their masks hide. Only
+  /// by sequences of at most 16 query rows. The shared parts run as matrix work, on "amx" with bf16 weights: still
+  /// within the bound of docs/NUMERICS.md, but the last bits of a row then depend on which other sequences share its
+  /// pages.
   bool cascade = false;
 };
 

@@ -8,13 +8,8 @@
 namespace pagedkv::attention {
 namespace {
 
-// Whether sequences may share parts: those that every row sees whole.
-bool may_share(const PlannedBatch& batch) noexcept {
-  return batch.config.cascade && batch.params.mask_kind == MaskKind::kNone;
-}
-
-// Leading parts of a sequence behind which no row sees a part whole. Beside a window the part of the last key is not
-// among them: learned sinks and sink tokens need a part of the sequence's own.
+// Leading parts of a sequence behind which no row sees a part whole, but for masks. Beside a window the part of the
+// last key is not among them: learned sinks and sink tokens need a part of the sequence's own.
 std::int64_t whole_parts(const kernels::AttendParams& params, const SequenceView& view) noexcept {
   if (view.q_len == 0 || view.q_len > kDecodeRows) return 0;
   const std::int64_t keys = params.causal ? std::min(view.kv_len, view.q_start + 1) : view.kv_len;
@@ -41,8 +36,10 @@ std::int32_t list_rows(Schedule& schedule, const PlannedBatch& batch, std::span<
     const SequenceView sequence = batch.sequence(index);
     if (seen_from(batch.params, sequence) > begin) continue;
     for (std::int64_t row = 0; row < sequence.q_len; ++row) {
-      schedule.shared_rows.push_back(static_cast<std::int32_t>(sequence.first_row + row));
-      schedule.shared_positions.push_back(sequence.q_start + row);
+      schedule.shared_rows.push_back({.row = static_cast<std::int32_t>(sequence.first_row + row),
+                                      .position = sequence.q_start + row,
+                                      .mask_offset = sequence.mask_offset + row * sequence.mask_row_stride,
+                                      .mask_head_stride = sequence.mask_head_stride});
     }
   }
   return static_cast<std::int32_t>(schedule.shared_rows.size() - first_listed);
@@ -77,7 +74,7 @@ void add_shared(Schedule& schedule, const PlannedBatch& batch, std::size_t first
            .kv_end = end,
            .is_windowed = false,
            .is_first = begin == 0,
-           .first_pos = end,  // every row sees every key
+           .first_pos = end,  // every row sees every key, but for its mask
            .num_rows = slices.height(slice),
            .first_listed = first_listed + row,
            .first_merge = static_cast<std::int32_t>(schedule.merges.size()),
@@ -120,7 +117,7 @@ void find_order(Schedule& schedule, const PlannedBatch& batch) {
   schedule.order.resize(num_sequences(batch.batch));
   std::iota(schedule.order.begin(), schedule.order.end(), 0U);
   schedule.common.clear();
-  if (!may_share(batch)) return;
+  if (!batch.config.cascade) return;
   std::ranges::stable_sort(schedule.order, [&](std::uint32_t a, std::uint32_t b) {
     return std::ranges::lexicographical_compare(pages_of(batch, batch.sequence(a)), pages_of(batch, batch.sequence(b)));
   });

@@ -167,10 +167,7 @@ class AttentionRun {
     task.num_rows = work.num_rows;
     task.first_row = work.first_row;
     task.first_pos = work.first_pos;
-    if (work.first_listed >= 0) {
-      task.rows = plan_.schedule.shared_rows.data() + work.first_listed;
-      task.positions = plan_.schedule.shared_positions.data() + work.first_listed;
-    }
+    if (work.first_listed >= 0) task.rows = plan_.schedule.shared_rows.data() + work.first_listed;
     task.mask = plan_.mask;
     task.mask_offset = work.mask_offset + static_cast<std::int64_t>(head * params_.group) * work.mask_head_stride;
     task.mask_row_stride = work.mask_row_stride;

@@ -104,11 +104,10 @@ struct SharedKeys {
 struct Schedule {
   std::vector<Unit> units;  ///< Most expensive first.
   std::vector<Merge> merges;
-  std::vector<States> states;                  ///< Of the merges.
-  std::vector<std::int32_t> shared_rows;       ///< Rows of q of sequences that share keys, ...
-  std::vector<std::int64_t> shared_positions;  ///< ... and their positions.
-  std::size_t num_states = 0;                  ///< (row, query head) pairs of all parts.
-  std::size_t scratch_bytes = 0;               ///< Of one lane's kernel, a multiple of 64.
+  std::vector<States> states;                   ///< Of the merges.
+  std::vector<kernels::ListedRow> shared_rows;  ///< Of sequences that share keys.
+  std::size_t num_states = 0;                   ///< (row, query head) pairs of all parts.
+  std::size_t scratch_bytes = 0;                ///< Of one lane's kernel, a multiple of 64.
   std::size_t sink_states = 0;  ///< (row, head of a group) pairs that a lane merges with their sinks at a time.
   std::uint64_t kv_keys = 0;    ///< Keys of all sequences that some row can see, shared ones once.
   double pairs = 0;             ///< Visible (query row, key) pairs.
@@ -119,7 +118,6 @@ struct Schedule {
     merges.clear();
     states.clear();
     shared_rows.clear();
-    shared_positions.clear();
     shared.clear();
     num_states = scratch_bytes = sink_states = 0;
     kv_keys = 0;

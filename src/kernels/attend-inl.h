@@ -318,11 +318,7 @@ class Attention {
         scores[key] += slope * static_cast<float>(first + key);
       }
     }
-    if (has_mask) {
-      const std::int64_t of_row = row * task_.mask_row_stride,
-                         of_head = static_cast<std::int64_t>(g) * task_.mask_head_stride;
-      mask_scores(scores, keys, task_.mask_offset + of_row + of_head + block.begin);
-    }
+    if (has_mask) mask_scores(scores, keys, mask_entry(params_, task_, row, static_cast<std::int64_t>(g)) + block.begin);
   }
 
   void cap_scores(float* scores, Span keys) const {

@@ -32,6 +32,14 @@ struct AttendParams {
   float* lse;     ///< [rows][num_q_heads] or null.
 };
 
+/// A query row of a task that lists its rows, with all that may differ between the sequences they are of.
+struct ListedRow {
+  std::int32_t row;               ///< Of q.
+  std::int64_t position;          ///< In its sequence.
+  std::int64_t mask_offset;       ///< Entry (bit) index of (this row, query head 0, key 0).
+  std::int64_t mask_head_stride;  ///< Entries.
+};
+
 /// One task: the attention of some query rows, all heads of the group of one kv head, over one range of keys.
 ///
 /// The result depends on the task's own rows and keys alone: this is what makes batches bitwise invariant. How a row is
@@ -43,12 +51,10 @@ struct AttendTask {
   std::int32_t num_rows;   ///< Query rows (positions), each with `group` heads.
   std::int32_t first_row;  ///< Row of q and out of the task's first query.
   std::int64_t first_pos;  ///< Its position; row r of the task has first_pos + r.
-  /// [num_rows] rows of q and their positions, or null if they follow first_row and first_pos. Rows of several
-  /// sequences that share these pages: every row sees every key of the part, there is no mask, and the result is a
-  /// partial state.
-  const std::int32_t* rows = nullptr;
-  const std::int64_t* positions = nullptr;
-  const std::byte* mask;     ///< Mask of the sequence, or null.
+  /// [num_rows], or null if they follow first_row and first_pos: rows of several sequences that share these pages.
+  /// Neither causality nor window hides a key of the part from any of them, and the result is a partial state.
+  const ListedRow* rows = nullptr;
+  const std::byte* mask;     ///< Masks of all sequences, or null.
   std::int64_t mask_offset;  ///< Entry (bit) index of (first row of the task, kv head's first query head, key 0).
   std::int64_t mask_row_stride, mask_head_stride;  ///< Entries.
   bool first_part;                                 ///< Sinks join here.
@@ -63,10 +69,18 @@ struct AttendTask {
 
 /// Row of q of the task's row `row`, and its position in its sequence.
 inline std::int64_t query_row(const AttendTask& task, std::int64_t row) noexcept {
-  return task.rows != nullptr ? task.rows[row] : task.first_row + row;
+  return task.rows != nullptr ? task.rows[row].row : task.first_row + row;
 }
 inline std::int64_t query_position(const AttendTask& task, std::int64_t row) noexcept {
-  return task.positions != nullptr ? task.positions[row] : task.first_pos + row;
+  return task.rows != nullptr ? task.rows[row].position : task.first_pos + row;
+}
+
+/// Mask entry of key 0 for the task's row `row` and head `head` of its group.
+inline std::int64_t mask_entry(const AttendParams& params, const AttendTask& task, std::int64_t row,
+                               std::int64_t head) noexcept {
+  if (task.rows == nullptr) return task.mask_offset + row * task.mask_row_stride + head * task.mask_head_stride;
+  const ListedRow& listed = task.rows[row];
+  return listed.mask_offset + (std::int64_t{task.kv_head} * params.group + head) * listed.mask_head_stride;
 }
 
 /// True if every value row is a part of its key row (MLA), so that who reads the keys has read the values.

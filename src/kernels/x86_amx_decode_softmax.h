@@ -142,8 +142,7 @@ class DecodeSoftmax {
       for (int c = 0; c < kColumns; ++c) {
         __m512 logits = _mm512_setzero_ps();
         if (c < num_columns_ && count > 0) {
-          const std::int64_t entry =
-              task_.mask_offset + row_of(c) * task_.mask_row_stride + head_of(c) * task_.mask_head_stride + token;
+          const std::int64_t entry = mask_entry(params_, task_, row_of(c), head_of(c)) + token;
           logits = mask_logits(params_.mask_kind, task_.mask, entry, static_cast<int>(count));
         }
         _mm512_store_ps(entries, logits);

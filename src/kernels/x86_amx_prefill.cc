@@ -116,8 +116,7 @@ class PrefillTask {
       const Visible keys = visible_keys(params_, task_, column.row);
       block.first[c] = keys.first, block.end[c] = keys.end;
       block.position[c] = static_cast<std::int32_t>(query_position(task_, column.row));
-      block.mask_entry[c] =
-          task_.mask_offset + column.row * task_.mask_row_stride + column.head * task_.mask_head_stride;
+      block.mask_entry[c] = mask_entry(params_, task_, column.row, column.head);
       block.min_first = std::min(block.min_first, keys.first), block.max_first = std::max(block.max_first, keys.first);
       block.min_end = std::min(block.min_end, keys.end), block.max_end = std::max(block.max_end, keys.end);
       if (params_.alibi_slopes != nullptr) {

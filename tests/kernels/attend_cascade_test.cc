@@ -98,20 +98,51 @@ TEST(AttendCascade, AgreesWithOracleWithAllVariantsAtOnce) {
   }
 }
 
-// Rows under a mask see keys of their own, so nothing is shared.
-TEST(AttendCascade, UnderMasksChangesNothing) {
+// Every row has a mask of its own, also over parts that it shares, which begins wherever its sequence's entries lie.
+TEST(AttendCascade, AgreesWithOracleUnderMasks) {
   for (const MaskKind kind : {MaskKind::kBool, MaskKind::kAdditive, MaskKind::kBits}) {
-    ProblemShape shape = tree();
-    shape.mask = kind;
-    for (const DType format : kFormats) {
-      shape.config.kv_dtype = format;
-      shape.config.cascade = true;
-      const Problem with(shape);
-      shape.config.cascade = false;
-      const Problem without(shape);
-      for (const char* target : runnable_targets()) EXPECT_TRUE(*with.run(target) == *without.run(target)) << target;
+    for (const bool per_head : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << "mask kind " << static_cast<int>(kind) << (per_head ? ", per head" : ""));
+      ProblemShape shape = tree();
+      shape.mask = kind;
+      shape.mask_per_head = per_head;
+      shape.mask_spans = {{0, 0, 1, 0, 1024},              // all of a part that six sequences share
+                          {1, 1, 2, 1024, 2048},           // of one that three share, from one of three rows
+                          {2, 0, 1, 0, 2300},              // everything
+                          {3, 0, 1, 0, 1500, true},        // nothing
+                          {4, 7, 16, 16, 1024},            // nearly all of a part, from some rows
+                          {5, 0, 2, 0, 1024},              // all that it shares
+                          {1, 0, 1, 3 * 64, 1024, true}};  // blocks without a hidden key
+      expect_shared(shape);
     }
   }
+}
+
+// A tree of drafts over a prompt that all sequences share: rows of one group, a mask for the drafts alone.
+TEST(AttendCascade, AgreesWithOracleUnderMasksOfDraftsAlone) {
+  for (const MaskKind kind : {MaskKind::kBool, MaskKind::kAdditive, MaskKind::kBits}) {
+    ProblemShape shape;
+    shape.config.num_q_heads = 8;
+    shape.config.cascade = true;
+    shape.mask = kind;
+    for (std::size_t i = 0; i < 6; ++i) {
+      const auto length = static_cast<std::int32_t>(2080 + 5 * i);
+      shape.sequences.push_back({length, 7});
+      shape.mask_spans.push_back({i, 0, 7, 0, length - 7, true});
+    }
+    shape.shared_runs = {{0, 5, 2048}};
+    expect_shared(shape);
+  }
+}
+
+TEST(AttendCascade, AgreesWithOracleUnderMasksWithAllVariantsAtOnce) {
+  ProblemShape shape = tree();
+  shape.mask = MaskKind::kBits;
+  shape.config.v_head_dim = 40;
+  shape.config.variant = {
+      .sm_scale = 0.3F, .causal = true, .window_left = 2400, .sink_tokens = 5, .logits_soft_cap = 20};
+  shape.sinks = shape.alibi = true;
+  expect_shared(shape);
 }
 
 }  // namespace
