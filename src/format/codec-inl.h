@@ -1,8 +1,8 @@
 // How vectors of f32 come out of stored elements: one codec a format, compiled once a target.
 //
 // Layer: format. A codec has `Stored`, `kPerUnit` (elements in 32 bits), `load` (as many elements as a vector has
-// lanes), `split` (element `half` of each 32-bit unit) and `load_part` (one of two vectors that hold twice as many
-// elements, in the order `kParts`). All are exact.
+// lanes), `split` (element `half` of each 32-bit unit), `load_part` (one of two vectors that hold twice as many
+// elements, in the order `kParts`) and `kInfinity` (its bits). All are exact.
 #include <cstdint>
 
 #include "hwy/highway.h"
@@ -30,6 +30,7 @@ enum class Parts { kInOrder, kEvenOdd, kHalvesOfBlocks };
 
 struct CodecF32 {
   using Stored = float;
+  static constexpr std::int32_t kInfinity = 0x7f800000;
   static constexpr std::size_t kPerUnit = 1;
   static constexpr Parts kParts = Parts::kInOrder;
 
@@ -46,6 +47,7 @@ struct CodecF32 {
 
 struct CodecBf16 {
   using Stored = bf16_t;
+  static constexpr std::int16_t kInfinity = 0x7f80;
   static constexpr std::size_t kPerUnit = 2;
   // Half the instructions of `load`. Halves of blocks take shuffles alone, which AVX2 has a port for beside those of
   // FMA; AVX-512 has not.
@@ -76,6 +78,7 @@ struct CodecBf16 {
 
 struct CodecF16 {
   using Stored = f16_t;
+  static constexpr std::int16_t kInfinity = 0x7c00;
   static constexpr std::size_t kPerUnit = 2;
   static constexpr Parts kParts = Parts::kInOrder;
 

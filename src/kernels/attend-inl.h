@@ -14,6 +14,7 @@
 #include "hwy/highway.h"
 #include "kernels/attend.h"
 #include "kernels/block.h"
+#include "kernels/logits-inl.h"
 #include "kernels/softmax-inl.h"
 #include "kernels/stored-inl.h"
 #include "kernels/tile-inl.h"
@@ -163,14 +164,17 @@ class Attention {
   void compute(Block& block, Rows rows) {
     const std::size_t begin = heads_before(rows.begin), end = heads_before(rows.end);
     score(block, prefetcher_, begin, end);
+    const bool has_mask = params_.mask_kind != MaskKind::kNone;
+    const bool is_shaped = params_.logits_soft_cap > 0 || params_.alibi_slopes != nullptr || has_mask;
+    bool is_masked = false;
     for (std::size_t at = begin; at < end;) {
       const Span keys = visible(block, row_of(at));
       const std::size_t count = same_keys(block, keys, at, std::min(kSoftmaxRows, end - at));
-      for (std::size_t i = at; i < at + count; ++i) shape_scores(block, i, keys);
+      for (std::size_t i = at; is_shaped && i < at + count; ++i) is_masked = shape_scores(block, i, keys) || is_masked;
       with_rows<kSoftmaxRows>(count, [&](auto rows_at_once) HWY_ATTR { weigh<rows_at_once()>(at, keys); });
       at += count;
     }
-    const std::uint64_t exceptions = params_.mask_kind != MaskKind::kNone ? set_exceptions_aside(block) : 0;
+    const std::uint64_t exceptions = is_masked ? set_exceptions_aside(block) : 0;
     accumulate(block, prefetcher_, begin, end);
     if (exceptions != 0) [[unlikely]]
       add_exceptions(block, exceptions, begin, end);
@@ -303,49 +307,19 @@ class Attention {
     }
   }
 
-  // Soft cap, ALiBi and mask on the visible scores of one row and head, in this order.
-  void shape_scores(const Block& block, std::size_t at, Span keys) {
-    const bool has_mask = params_.mask_kind != MaskKind::kNone;
-    if (params_.logits_soft_cap <= 0 && params_.alibi_slopes == nullptr && !has_mask) return;
+  // Soft cap, ALiBi and mask on the visible scores of one row and head, in this order. Returns whether the mask changed
+  // any.
+  bool shape_scores(const Block& block, std::size_t at, Span keys) {
     float* const scores = scores_ + at * kBlockKeys;
     const std::int32_t row = row_of(at);
     const std::size_t g = at % params_.group;
-    if (params_.logits_soft_cap > 0) cap_scores(scores, keys);
+    if (params_.logits_soft_cap > 0) cap_scores(scores, keys, params_.logits_soft_cap);
     if (params_.alibi_slopes != nullptr) {
-      const float slope = params_.alibi_slopes[first_head() + g];
-      const std::int64_t first = block.begin - query_position(task_, row);
-      for (std::int64_t key = keys.first; key < keys.last; ++key) {
-        scores[key] += slope * static_cast<float>(first + key);
-      }
+      add_alibi(scores, keys, params_.alibi_slopes[first_head() + g], block.begin - query_position(task_, row));
     }
-    if (has_mask) mask_scores(scores, keys, mask_entry(params_, task_, row, static_cast<std::int64_t>(g)) + block.begin);
-  }
-
-  void cap_scores(float* scores, Span keys) const {
-    const F32 d;
-    const VecF32 cap = hn::Set(d, params_.logits_soft_cap), inverse = hn::Set(d, 1.0F / params_.logits_soft_cap);
-    const std::size_t first = static_cast<std::size_t>(keys.first) / kLanes * kLanes;
-    for (std::size_t key = first; key < static_cast<std::size_t>(keys.last); key += kLanes) {
-      const VecF32 score = hn::LoadU(d, scores + key);
-      hn::StoreU(hn::Mul(cap, tanh_f32(hn::Mul(score, inverse))), d, scores + key);
-    }
-  }
-
-  // `entry` is the mask entry of key 0 of the block.
-  void mask_scores(float* scores, Span keys, std::int64_t entry) const {
-    for (std::int64_t key = keys.first; key < keys.last; ++key) {
-      const std::int64_t at = entry + key;
-      if (params_.mask_kind == MaskKind::kAdditive) {
-        float bias = 0;
-        std::memcpy(&bias, task_.mask + at * static_cast<std::int64_t>(sizeof(float)), sizeof(float));
-        scores[key] = bias == kMinusInfinity ? kMinusInfinity : scores[key] + bias;
-        continue;
-      }
-      const bool is_visible = params_.mask_kind == MaskKind::kBool
-                                  ? task_.mask[at] != std::byte{0}
-                                  : (std::to_integer<unsigned>(task_.mask[at / 8]) >> (at % 8) & 1U) != 0;
-      if (!is_visible) scores[key] = kMinusInfinity;
-    }
+    if (params_.mask_kind == MaskKind::kNone) return false;
+    const std::int64_t entry = mask_entry(params_, task_, row, static_cast<std::int64_t>(g)) + block.begin;
+    return mask_scores(scores, keys, params_.mask_kind, task_.mask, entry);
   }
 
   // One step of the online softmax for rows that see the same keys: scores become weights, in place.

@@ -4,6 +4,9 @@
 // once for all of them. A few query rows: rows are read in the order in which they lie and converted in registers on
 // their way into the products; a score is the sum of the lanes of one vector. The two ways round differently.
 #include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
 
 #include "format/codec-inl.h"
 #include "format/convert.h"
@@ -346,22 +349,24 @@ void weigh_few(const Block& block, Span keys, std::size_t dims, const float* wei
 /// Which keys of the block have an infinity or a NaN among the `dims` elements of V: bit i for key i.
 template <class Codec>
 std::uint64_t find_exceptions(const Block& block, std::size_t dims) noexcept {
-  using Stored = typename Codec::Stored;
-  const F32 d;
+  using Bits = std::remove_cv_t<decltype(Codec::kInfinity)>;  // signed: without their signs, in the order of magnitudes
+  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
+  const hn::ScalableTag<Bits> d;
+  constexpr std::size_t lanes = hn::MaxLanes(d);
   std::uint64_t exceptions = 0;
   for (std::int64_t key = block.first; key < block.last; ++key) {
     const std::byte* const row = block.v[key];
-    VecF32 differences = hn::Zero(d);  // x - x: 0, or NaN if x is an infinity or a NaN
+    auto largest = hn::Zero(d);
     std::size_t dim = 0;
-    for (; dim + kLanes <= dims; dim += kLanes) {
-      const VecF32 x = Codec::load(reinterpret_cast<const Stored*>(row) + dim);
-      differences = hn::Or(differences, hn::Sub(x, x));
+    for (; dim + lanes <= dims; dim += lanes) {
+      const auto bits = hn::LoadU(d, reinterpret_cast<const Bits*>(row) + dim);
+      largest = hn::Max(largest, hn::And(bits, hn::Set(d, kMagnitude)));
     }
-    bool is_finite = hn::AllTrue(d, hn::Eq(differences, hn::Zero(d)));
+    bool is_finite = hn::AllTrue(d, hn::Lt(largest, hn::Set(d, Codec::kInfinity)));
     for (; dim < dims; ++dim) {
-      Stored element;
-      std::memcpy(&element, row + dim * sizeof(Stored), sizeof(Stored));
-      is_finite = is_finite && std::isfinite(format::to_f32(element));
+      Bits bits = 0;
+      std::memcpy(&bits, row + dim * sizeof(bits), sizeof(bits));
+      is_finite = is_finite && (bits & kMagnitude) < Codec::kInfinity;
     }
     if (!is_finite) exceptions |= std::uint64_t{1} << key;
   }
