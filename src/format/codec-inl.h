@@ -1,10 +1,11 @@
-// How vectors of f32 come out of stored elements: one codec a format, compiled once a target.
+// How vectors of f32 come out of stored elements and go back: one codec a format, compiled once a target.
 //
 // Layer: format. A codec has `Stored`, `kPerUnit` (elements in 32 bits), `load` (as many elements as a vector has
 // lanes), `split` (element `half` of each 32-bit unit), `load_part` (one of two vectors that hold twice as many
-// elements, in the order `kParts`) and `kInfinity` (its bits). All are exact.
+// elements, in the order `kParts`) and `kInfinity` (its bits). All are exact. `store` rounds to nearest even.
 #include <cstdint>
 
+#include "format/convert.h"
 #include "hwy/highway.h"
 #include "pagedkv/types.h"
 
@@ -35,6 +36,8 @@ struct CodecF32 {
   static constexpr Parts kParts = Parts::kInOrder;
 
   static HWY_INLINE VecF32 load(const Stored* from) { return hn::LoadU(F32(), from); }
+  static HWY_INLINE void store(VecF32 value, Stored* to) { hn::StoreU(value, F32(), to); }
+  static Stored from_f32(float value) noexcept { return value; }
   template <int kHalf>
   static HWY_INLINE VecF32 split(VecU32 units) {
     return hn::BitCast(F32(), units);
@@ -58,6 +61,16 @@ struct CodecBf16 {
     const auto bits = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(from));
     return hn::BitCast(F32(), hn::ShiftLeft<16>(hn::PromoteTo(U32(), bits)));
   }
+  static HWY_INLINE void store(VecF32 value, Stored* to) {
+    const hn::Rebind<std::uint16_t, F32> d16;
+    const VecU32 bits = hn::BitCast(U32(), value), odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(U32(), 1));
+    const VecU32 rounded = hn::Add(bits, hn::Add(odd, hn::Set(U32(), 0x7FFF)));
+    const VecU32 quiet = hn::Or(bits, hn::Set(U32(), 0x400000));  // a NaN's payload must not be rounded away
+    const VecU32 upper = hn::IfThenElse(hn::RebindMask(U32(), hn::IsNaN(value)), quiet, rounded);
+    const auto shifted = hn::BitCast(hn::RebindToSigned<U32>(), hn::ShiftRight<16>(upper));
+    hn::StoreU(hn::DemoteTo(d16, shifted), d16, reinterpret_cast<std::uint16_t*>(to));
+  }
+  static Stored from_f32(float value) noexcept { return to_bf16(value); }
   template <int kHalf>
   static HWY_INLINE VecF32 split(VecU32 units) {
     if constexpr (kHalf == 0) return hn::BitCast(F32(), hn::ShiftLeft<16>(units));
@@ -91,6 +104,17 @@ struct CodecF16 {
     return hn::PromoteTo(F32(), hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
 #endif
   }
+  static HWY_INLINE void store(VecF32 value, Stored* to) {
+#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SCALAR  // likewise
+    HWY_ALIGN float elements[hn::MaxLanes(F32())];
+    hn::Store(value, F32(), elements);
+    for (std::size_t i = 0; i < hn::MaxLanes(F32()); ++i) to[i] = to_f16(elements[i]);
+#else
+    const hn::Rebind<hwy::float16_t, F32> d16;
+    hn::StoreU(hn::DemoteTo(d16, value), d16, reinterpret_cast<hwy::float16_t*>(to));
+#endif
+  }
+  static Stored from_f32(float value) noexcept { return to_f16(value); }
   template <int kHalf>
   static HWY_INLINE VecF32 split(VecU32 units) {
     const VecU32 low = kHalf == 0 ? hn::And(units, hn::Set(U32(), 0xFFFFU)) : hn::ShiftRight<16>(units);
@@ -110,6 +134,23 @@ struct CodecF16 {
     return load(from + kPart * hn::MaxLanes(F32()));
   }
 };
+
+// Calls use(codec) with the codec of a format.
+template <class Use>
+HWY_INLINE void with_codec(DType dtype, const Use& use) {
+  if (dtype == DType::f32) return use(CodecF32());
+  if (dtype == DType::f16) return use(CodecF16());
+  use(CodecBf16());
+}
+
+// `count` elements of one format as another.
+template <class From, class To>
+void convert_elements(const typename From::Stored* from, std::size_t count, typename To::Stored* to) {
+  constexpr std::size_t lanes = hn::MaxLanes(F32());
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) To::store(From::load(from + i), to + i);
+  for (; i < count; ++i) to[i] = To::from_f32(to_f32(from[i]));
+}
 
 }  // namespace pagedkv::format::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

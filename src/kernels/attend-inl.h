@@ -29,6 +29,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace pagedkv::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using format::HWY_NAMESPACE::CodecF32;
+using format::HWY_NAMESPACE::convert_elements;
+using format::HWY_NAMESPACE::with_codec;
 
 /// One task at work: its scratch, cut into arrays, and the steps over a block.
 class Attention {
@@ -124,12 +127,14 @@ class Attention {
   float* q_slab(std::size_t at, std::size_t dim) const { return q_ + dim * layout_.heads + at * kSlabDims; }
 
   void load_row(const void* base, DType dtype, std::size_t from, std::size_t count, float* to) const {
-    const auto convert = [&]<class T>(const T* elements) {
-      for (std::size_t i = 0; i < count; ++i) to[i] = format::to_f32(elements[from + i]) * params_.sm_scale;
-    };
-    if (dtype == DType::f32) return convert(static_cast<const float*>(base));
-    if (dtype == DType::f16) return convert(static_cast<const f16_t*>(base));
-    convert(static_cast<const bf16_t*>(base));
+    with_codec(dtype, [&]<class Codec>(Codec) HWY_ATTR {
+      const auto* const elements = static_cast<const typename Codec::Stored*>(base) + from;
+      const F32 d;
+      const VecF32 scale = hn::Set(d, params_.sm_scale);
+      std::size_t i = 0;
+      for (; i + kLanes <= count; i += kLanes) hn::StoreU(hn::Mul(Codec::load(elements + i), scale), d, to + i);
+      for (; i < count; ++i) to[i] = format::to_f32(elements[i]) * params_.sm_scale;
+    });
   }
 
   // Row of a (row, head) pair of the task.
@@ -376,14 +381,10 @@ class Attention {
   }
 
   void store_row(const float* from, std::size_t to) const {
-    const std::size_t count = params_.v_head_dim;
-    if (params_.out_dtype == DType::f32) {
-      std::copy_n(from, count, static_cast<float*>(params_.out) + to);
-    } else if (params_.out_dtype == DType::f16) {
-      for (std::size_t i = 0; i < count; ++i) static_cast<f16_t*>(params_.out)[to + i] = format::to_f16(from[i]);
-    } else {
-      for (std::size_t i = 0; i < count; ++i) static_cast<bf16_t*>(params_.out)[to + i] = format::to_bf16(from[i]);
-    }
+    with_codec(params_.out_dtype, [&]<class Codec>(Codec) HWY_ATTR {
+      convert_elements<CodecF32, Codec>(from, params_.v_head_dim,
+                                        static_cast<typename Codec::Stored*>(params_.out) + to);
+    });
   }
 
   const AttendParams& params_;

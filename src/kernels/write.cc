@@ -4,15 +4,18 @@
 #include "kernels/write.h"
 
 #include "cpu/amx.h"
-#include "format/convert.h"
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
+// Behind it, as it is compiled once a target.
+#include "format/codec-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pagedkv::kernels::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
+using format::HWY_NAMESPACE::convert_elements;
+using format::HWY_NAMESPACE::with_codec;
 
 // Bytes as they are. Streams whole vectors between ordinary stores of the ragged ends.
 void copy_row(std::byte* to, const std::byte* from, std::size_t bytes, bool stream) {
@@ -30,44 +33,28 @@ void copy_row(std::byte* to, const std::byte* from, std::size_t bytes, bool stre
   std::memcpy(to + at, from + at, bytes - at);
 }
 
-template <class To, class From>
-To convert(From value) {
-  const float number = format::to_f32(value);
-  if constexpr (std::is_same_v<To, float>)
-    return number;
-  else if constexpr (std::is_same_v<To, f16_t>)
-    return format::to_f16(number);
-  else
-    return format::to_bf16(number);
-}
-
 // Converts in pieces that stay in the L1 cache, then copies them out.
-template <class To, class From>
+template <class From, class To>
 void convert_row(std::byte* to, const void* from, std::size_t count, bool stream) {
+  using Element = typename To::Stored;
   constexpr std::size_t kPiece = 256;
-  alignas(64) To piece[kPiece];
-  const From* const elements = static_cast<const From*>(from);
+  alignas(64) Element piece[kPiece];
+  const auto* const elements = static_cast<const typename From::Stored*>(from);
   for (std::size_t begin = 0; begin < count; begin += kPiece) {
     const std::size_t size = std::min(kPiece, count - begin);
-    for (std::size_t i = 0; i < size; ++i) piece[i] = convert<To>(elements[begin + i]);
-    copy_row(to + begin * sizeof(To), reinterpret_cast<const std::byte*>(piece), size * sizeof(To), stream);
+    convert_elements<From, To>(elements + begin, size, piece);
+    copy_row(to + begin * sizeof(Element), reinterpret_cast<const std::byte*>(piece), size * sizeof(Element), stream);
   }
-}
-
-template <class To>
-void write_as(std::byte* to, const void* from, DType from_dtype, std::size_t count, bool stream) {
-  if (from_dtype == DType::f32) return convert_row<To, float>(to, from, count, stream);
-  if (from_dtype == DType::f16) return convert_row<To, f16_t>(to, from, count, stream);
-  convert_row<To, bf16_t>(to, from, count, stream);
 }
 
 void write_row(void* to, DType to_dtype, const void* from, DType from_dtype, std::size_t count, bool stream) noexcept {
   auto* const bytes = static_cast<std::byte*>(to);
   if (to_dtype == from_dtype)
     return copy_row(bytes, static_cast<const std::byte*>(from), count * size_of(to_dtype), stream);
-  if (to_dtype == DType::f32) return write_as<float>(bytes, from, from_dtype, count, stream);
-  if (to_dtype == DType::f16) return write_as<f16_t>(bytes, from, from_dtype, count, stream);
-  write_as<bf16_t>(bytes, from, from_dtype, count, stream);
+  with_codec(from_dtype, [&](auto read) HWY_ATTR {
+    with_codec(to_dtype, [&](auto written)
+                             HWY_ATTR { convert_row<decltype(read), decltype(written)>(bytes, from, count, stream); });
+  });
 }
 
 }  // namespace
