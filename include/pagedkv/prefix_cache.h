@@ -4,6 +4,7 @@
 // to them, until the pool needs them for something else.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -15,6 +16,10 @@
 #include "pagedkv/types.h"
 
 namespace pagedkv {
+
+namespace prefix {
+class EvictionOrder;
+}
 
 /// How long the pages of a range of tokens stay. Lower priorities are evicted first; among pages of
 /// `kDefaultRetentionPriority` the eviction policy decides, among all others the least recently used goes first.
@@ -43,7 +48,8 @@ struct PublishedPage {
 class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
-  /// Called once, before anything else. Ids are below `num_pages`. Allocate here.
+  /// Called once it serves a cache, before anything else; again only after it failed. Ids are below `num_pages`.
+  /// Allocate here.
   virtual Result<void> attach(std::uint64_t num_pages) noexcept = 0;
   /// A page can be found from now on; it is referenced.
   virtual void on_published(const PublishedPage& page) noexcept { static_cast<void>(page); }
@@ -57,6 +63,10 @@ class EvictionPolicy {
   /// replaced by one that is, which `on_withdrawn` tells; this takes a look at all pages.
   virtual PageId choose() noexcept = 0;
   [[nodiscard]] virtual const char* name() const noexcept = 0;
+
+ private:
+  friend class prefix::EvictionOrder;
+  std::atomic<bool> is_attached_ = false;  // to one cache, for good
 };
 
 /// Least recently used first. The default. O(1).
@@ -92,7 +102,7 @@ using CacheEventCallback = void (*)(void* user, const CacheEvent& event) noexcep
 /// Exact counts since creation.
 struct PrefixStats {
   std::uint64_t lookups = 0;          ///< Prompts looked up.
-  std::uint64_t lookup_tokens = 0;    ///< Their tokens.
+  std::uint64_t lookup_tokens = 0;    ///< Their tokens but the last of each, which is always computed.
   std::uint64_t hit_tokens = 0;       ///< Of those, found in full pages or copied from a partial one.
   std::uint64_t published_pages = 0;  ///< Pages that can be found now.
   std::uint64_t merged_pages = 0;     ///< Computed although they were there; freed when published.
@@ -106,12 +116,14 @@ struct PrefixStats {
 enum class PinId : std::uint64_t {};
 
 struct PrefixCacheOptions {
-  std::shared_ptr<EvictionPolicy> policy = nullptr;  ///< Null: LRU. A policy serves one cache.
-  std::uint64_t event_capacity = 0;                  ///< Events that the ring holds; 0 = no events.
+  std::shared_ptr<EvictionPolicy> policy = nullptr;  ///< Null: LRU. A policy serves one cache, for good.
+  std::uint64_t event_capacity = 0;                  ///< Events that the ring holds, at most 2^24; 0 = no events.
   /// Hash of tokens after a prefix with hash `seed`; null = XXH3. It finds candidates only: tokens are always compared.
   /// Of pages with equal hashes 256 are kept: more are not published.
   std::uint64_t (*hash)(const Token* tokens, std::size_t count, std::uint64_t seed) noexcept = nullptr;
-  std::uint64_t (*now_ms)() noexcept = nullptr;  ///< Clock of retention durations; null = the steady clock.
+  /// Clock of retention durations; null = the steady clock. Called as a policy is: under the pool's lock, from any
+  /// thread; be quick, never call the pool or the cache.
+  std::uint64_t (*now_ms)() noexcept = nullptr;
 };
 
 inline constexpr std::size_t kMaxCacheKeyBytes = 4096;  ///< Of cache_salt and extra_key each.

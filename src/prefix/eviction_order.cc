@@ -30,8 +30,12 @@ Result<void> EvictionOrder::attach(std::shared_ptr<EvictionPolicy> policy, memor
   if (!standings) return standings.error();
   auto waiting = memory::PageArray<Waiting>::create(os, num_pages);
   if (!waiting) return waiting.error();
+  if (policy->is_attached_.exchange(true)) return Error{Errc::kBusy, "the eviction policy serves another cache"};
   Result<void> attached = policy->attach(num_pages);
-  if (!attached) return attached;
+  if (!attached) {
+    policy->is_attached_ = false;
+    return attached;
+  }
   policy_ = std::move(policy);
   standings_ = std::move(*standings);
   waiting_ = std::move(*waiting);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "pagedkv/kv_cache.h"
 #include "prefix/prefix_index.h"
 #include "support/cached_store.h"
 
@@ -357,6 +358,18 @@ TEST(Eviction, LoweringTheCapacityEvictsInOrder) {
   EXPECT_EQ(c.pool().stats().evictable_pages, 2U);
   EXPECT_EQ(c.pool().stats().evictions, 2U);
   EXPECT_EQ(cached(c, young), 4U);
+}
+
+TEST(Eviction, APolicyServesOneCache) {
+  for (const auto& policy : {make_lru_policy().value(), make_arc_policy().value(), make_s3fifo_policy().value()}) {
+    KvCacheOptions options;
+    options.shape = {.num_layers = 1, .num_q_heads = 1, .num_kv_heads = 1, .head_dim = 8};
+    options.capacity_pages = 4;
+    options.prefix.policy = policy;
+    const KvCache cache = KvCache::create(options).value();
+    EXPECT_EQ(KvCache::create(options).error(), Errc::kBusy);
+    EXPECT_EQ(KvCache::create(cache.options()).error(), Errc::kBusy);
+  }
 }
 
 TEST(Eviction, PoliciesSayTheirNames) {
