@@ -57,6 +57,8 @@ class HandleTable {
     ~Use() {
       if (slot_ != nullptr) table_->leave(index_, *slot_);
     }
+    /// Makes the handle invalid at once; the object goes when the last call on it ends, this one included.
+    void close() noexcept { slot_->word.fetch_or(kClosing, std::memory_order_acq_rel); }
     T* operator->() const noexcept { return &*slot_->object; }
     T& operator*() const noexcept { return *slot_->object; }
 

@@ -60,6 +60,12 @@ struct HeldStep {
     if (ended) sequences.clear();
     return ended;
   }
+  Result<void> roll_back() noexcept {
+    return end([&]() -> Result<void> {
+      step.rollback();
+      return {};
+    });
+  }
 };
 using StepTable = HandleTable<HeldStep, Kind::kStep, Access::kExclusive>;
 
@@ -105,6 +111,17 @@ Result<void> give(std::uint64_t* handle, Make&& make) {
   if (!made) return made.error();
   *handle = place->fill(std::move(*made));
   return {};
+}
+
+/// Calls `function`, which returns a Result<void>, with the object of a handle, and closes the handle in the same call
+/// if it succeeds: else nothing has changed.
+template <class Table, class Function>
+pagedkv_status close_after(std::uint64_t handle, Function&& function) noexcept {
+  auto use = table<Table>().use(handle);
+  if (!use) return report(use.error());
+  const Result<void> ended = function(**use);
+  if (ended) use->close();
+  return report(ended);
 }
 
 template <class Table>

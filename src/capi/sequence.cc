@@ -24,9 +24,8 @@ Result<void> copy_out(std::span<const std::int32_t> from, int32_t* to, size_t ca
 // Sequences -----------------------------------------------------------------------------------------------------------
 
 pagedkv_status pagedkv_sequence_close(pagedkv_sequence sequence) {
-  // Closed first: in a step it is busy, and its handle stays.
-  const pagedkv_status closed = with<SequenceTable>(sequence, [](Sequence& object) { return object.close(); });
-  return closed == PAGEDKV_OK ? capi::close<SequenceTable>(sequence) : closed;
+  // In a step it is busy, and its handle stays.
+  return close_after<SequenceTable>(sequence, [](Sequence& object) { return object.close(); });
 }
 
 pagedkv_status pagedkv_sequence_append(pagedkv_sequence sequence, uint32_t num_tokens) {
@@ -123,12 +122,7 @@ pagedkv_status pagedkv_step_commit_partial(pagedkv_step step, const uint32_t* ac
 }
 
 pagedkv_status pagedkv_step_rollback(pagedkv_step step) {
-  return with<StepTable>(step, [](HeldStep& object) {
-    return object.end([&]() -> Result<void> {
-      object.step.rollback();
-      return {};
-    });
-  });
+  return with<StepTable>(step, [](HeldStep& object) { return object.roll_back(); });
 }
 
 pagedkv_status pagedkv_step_num_rows(pagedkv_step step, size_t* num_rows) {
@@ -138,6 +132,6 @@ pagedkv_status pagedkv_step_num_items(pagedkv_step step, size_t* num_items) {
   return ask<StepTable>(step, num_items, [](HeldStep& object) { return object.step.num_items(); });
 }
 pagedkv_status pagedkv_step_close(pagedkv_step step) {
-  const pagedkv_status ended = pagedkv_step_rollback(step);  // first: it may be busy, and its handle stays
-  return ended == PAGEDKV_OK ? capi::close<StepTable>(step) : ended;
+  // Its sequences may be busy, and its handle stays.
+  return close_after<StepTable>(step, [](HeldStep& object) { return object.roll_back(); });
 }
