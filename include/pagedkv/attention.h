@@ -86,12 +86,12 @@ struct AttentionMask {
 ///                           length = page_size * (pages - 1) + last_page_len, or 0 without pages
 ///   padded (vLLM)           block_table [B][block_table_stride], seq_lens [B]; length = seq_lens[i]
 ///
-/// Lengths are at most 2^30, and *after* append: the new tokens' K and V are in the pages already. Query row r of
-/// sequence i has the position q_start[i] + r, where q_start[i] is length - q_len unless it is given.
+/// Lengths are at most kMaxSequenceTokens (2^30), and *after* append: the new tokens' K and V are in the pages already.
+/// Query row r of sequence i has the position q_start[i] + r, where q_start[i] is length - q_len unless it is given.
 struct AttentionBatch {
-  std::span<const std::int32_t> qo_indptr = {};         ///< [B+1], from 0, not decreasing; rows * kv heads <= 2^26.
-  std::span<const std::int32_t> kv_indptr = {};         ///< [B+1], from 0, not decreasing.
-  std::span<const std::int32_t> kv_indices = {};        ///< [kv_indptr[B]] page ids in token order.
+  std::span<const std::int32_t> qo_indptr = {};   ///< [B+1], from 0, not decreasing; rows * kv heads <= kMaxHeadRows.
+  std::span<const std::int32_t> kv_indptr = {};   ///< [B+1], from 0, not decreasing.
+  std::span<const std::int32_t> kv_indices = {};  ///< [kv_indptr[B]] page ids in token order.
   std::span<const std::int32_t> kv_last_page_len = {};  ///< [B] 1..page_size; 0 for a sequence without pages.
   std::span<const std::int32_t> block_table = {};       ///< [B][block_table_stride]; entries past the end unread.
   std::int64_t block_table_stride = 0;

@@ -23,7 +23,9 @@ struct TargetInfo {
 /// All targets compiled into the library, best first. Static storage. Thread-safe.
 PAGEDKV_API std::span<const TargetInfo> targets() noexcept;
 
-/// The target that plans use when they name none: PAGEDKV_TARGET if it is set and available, else the best.
+/// The target that plans use when they name none: PAGEDKV_TARGET if it is set and available, else the best. A cache
+/// asks when it is created; `AttentionPlan::create`, `write_kv` and InterleavedCache ask at each call, so do not change
+/// the environment while they run.
 ///
 /// Errors: kUnsupported  PAGEDKV_TARGET names a target that is unknown or cannot run here
 PAGEDKV_API Result<const TargetInfo*> active_target() noexcept;

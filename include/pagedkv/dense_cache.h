@@ -22,10 +22,10 @@ struct DenseCacheOptions {
   std::uint32_t batch_size = 0;  ///< 1..65536.
   std::uint32_t num_layers = 0;  ///< 1..4096.
   std::uint32_t num_heads = 0;
-  std::uint32_t head_dim = 0;  ///< 1..1024.
-  std::uint32_t max_seq_len = 2048;
-  DType dtype = DType::f32;      ///< Of what is stored; tensors given are converted.
-  std::uint32_t page_size = 16;  ///< Tokens a page, 1..256. A page holds one layer of one row of the batch.
+  std::uint32_t head_dim = 0;        ///< 1..1024.
+  std::uint32_t max_seq_len = 2048;  ///< At most kMaxSequenceTokens.
+  DType dtype = DType::f32;          ///< Of what is stored; tensors given are converted.
+  std::uint32_t page_size = 16;      ///< Tokens a page, 1..256. A page holds one layer of one row of the batch.
   /// Lets the new tokens of one `cached_attention` see those after them, as caches without a mask do.
   bool new_tokens_see_later_ones = false;
   /// A pool to take pages from, of page_bytes equal to `DenseCache::page_bytes(options)`; kept alive. Null = its own.
@@ -63,8 +63,8 @@ struct DenseKv {
 /// Threads: one at a time.
 class PAGEDKV_API DenseCache {
  public:
-  /// Errors: kInvalidArgument (a shape out of range, a pool of other pages), kUnsupported (unknown target), kOsError,
-  ///         kOutOfMemory
+  /// Errors: kInvalidArgument (a shape out of range, a pool of other pages), kClosed (a pool that was moved from),
+  ///         kUnsupported (unknown target), kOsError, kOutOfMemory
   static Result<DenseCache> create(const DenseCacheOptions& options) noexcept;
   /// Bytes of the pages that a cache of these options takes. Errors: kInvalidArgument
   static Result<std::uint64_t> page_bytes(const DenseCacheOptions& options) noexcept;
@@ -88,7 +88,9 @@ class PAGEDKV_API DenseCache {
   /// own. Scores are scaled by 1 / sqrt(head_dim).
   ///
   /// Shape:  q, k, v [batch_size][num_heads][new_len][head_dim]; out [batch_size][new_len][num_heads * head_dim]
-  /// Errors: as `update`; the layer is as it was then.
+  /// Errors: as `update`, and kInvalidArgument (batch_size * new_len * num_heads above kMaxHeadRows); the layer is as
+  /// it
+  ///         was then.
   Result<void> cached_attention(std::uint32_t layer, ConstTensor q, ConstTensor k, ConstTensor v, Tensor out) noexcept;
 
   /// Empties all layers and keeps their memory.

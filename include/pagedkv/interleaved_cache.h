@@ -18,7 +18,7 @@ namespace pagedkv {
 /// Threads: one at a time.
 class PAGEDKV_API InterleavedCache {
  public:
-  /// Room for `capacity_tokens` (1..2^31 - 1) of `head_dim` (1..1024).
+  /// Room for `capacity_tokens` (1..2^30) of `head_dim` (1..1024).
   ///
   /// Errors: kInvalidArgument, kOsError, kOutOfMemory
   static Result<InterleavedCache> create(std::uint64_t capacity_tokens, std::uint32_t head_dim) noexcept;
@@ -36,7 +36,7 @@ class PAGEDKV_API InterleavedCache {
   Result<void> attend(std::span<const float> q, std::span<float> out) const noexcept;
   /// Attention of the queries of the last tokens, each up to its own token.
   ///
-  /// Shape:  q, out [rows][head_dim]; rows <= num_tokens()
+  /// Shape:  q, out [rows][head_dim]; rows <= num_tokens() and <= kMaxHeadRows
   /// Errors: as `attend`
   /// Cost:   memory linear in rows; no score is kept.
   Result<void> attend_last(std::span<const float> q, std::span<float> out) const noexcept;

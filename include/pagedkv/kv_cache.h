@@ -47,7 +47,7 @@ struct KvCacheOptions {
   HugePages huge_pages = HugePages::kTransparent;
   /// A page that was another tenant's (another cache_salt or extra_key) is zeroed before a sequence gets it, so that
   /// not even a kernel that reads behind a sequence's end finds anything. Without a prefix cache salts are not looked
-  /// at, and every page is zeroed. See docs/SECURITY.md.
+  /// at, and every page is zeroed. Not what others write into pages of the same pool. See docs/SECURITY.md.
   bool zero_pages_between_tenants = false;
   bool prefix_cache = true;        ///< Full pages of known tokens stay findable until they are needed.
   PrefixCacheOptions prefix = {};  ///< Eviction policy, events, clock.
@@ -61,7 +61,7 @@ struct KvCacheOptions {
   /// twentieth of the places in pages empty (CacheStats::padding_bytes_per_token says what they cost).
   std::uint32_t layers_per_page = 0;
   bool cascade = false;          ///< As AttentionConfig::cascade: a step reads pages that its sequences share once.
-  std::string_view target = {};  ///< Kernel target by name; empty = the active one.
+  std::string_view target = {};  ///< Kernel target by name; empty = the one active when the cache is created.
 };
 
 /// Options of one sequence.
@@ -114,7 +114,7 @@ class PAGEDKV_API Step {
   /// Shape:  q [num_rows][num_q_heads][head_dim], out [num_rows][num_q_heads][v_head_dim],
   ///         lse [num_rows][num_q_heads] natural logarithm or empty
   /// Errors: kInvalidArgument (layer or size; the caller slid over what the layer sees), kClosed, kCancelled,
-  ///         kUnsupported (a bad PAGEDKV_TARGET), kOutOfMemory
+  ///         kOutOfMemory
   /// Cost:   as AttentionPlan::run; the first call of a step also makes the plan of all layers. Allocates nothing
   /// later.
   Result<void> attend(std::uint32_t layer, ConstTensor q, Tensor out, std::span<float> lse = {}) noexcept;
@@ -159,7 +159,8 @@ class PAGEDKV_API KvCache {
   /// matching rows of a page that only begins as the prompt goes on, of all such pages the one that does so longest.
   ///
   /// Full pages whose tokens are known, from here or from StepItem::tokens, are published when they are committed; a
-  /// page that another sequence has published with the same tokens before it takes its place.
+  /// page that another sequence has published with the same tokens before it takes its place. Where a window is
+  /// narrower than a page, only the pages until one is released behind it.
   ///
   /// Errors: kInvalidArgument (a prompt, key or retention out of range), kOutOfMemory
   /// Cost:   below 10 ns a token; and the copy of a page of which only the first rows match
@@ -169,7 +170,8 @@ class PAGEDKV_API KvCache {
   ///
   /// Errors: kOutOfPages       preempt or wait; every sequence is as it was
   ///         kInvalidArgument  no items, a null or foreign sequence, one listed twice, zero new tokens, ids that
-  ///                           differ from those given before or in number from the new tokens, overflow
+  ///                           differ from those given before or in number from the new tokens, a sequence
+  ///                           above kMaxSequenceTokens, new tokens times kv heads above kMaxHeadRows
   ///         kClosed, kBusy    a sequence closed, or in another step
   ///         kOutOfMemory, kOsError
   Result<Step> begin_step(std::span<const StepItem> items) noexcept;
@@ -209,7 +211,7 @@ class PAGEDKV_API KvCache {
   /// Errors: kNotFound  nothing of it is cached
   ///         kUnsupported (no prefix cache), kInvalidArgument (a key or prompt too long), kOutOfMemory
   Result<PinId> pin(std::span<const Token> tokens, const OpenOptions& options = {}) noexcept;
-  /// Errors: kNotFound (no such pin; nothing changed)
+  /// Errors: kNotFound (no such pin), kUnsupported (no prefix cache); nothing changed
   Result<void> unpin(PinId pin) noexcept;
   /// Makes all cached prefixes unfindable. Sequences keep their pages.
   void clear_prefix_cache() noexcept;

@@ -13,7 +13,7 @@
 namespace pagedkv {
 
 /// What went wrong, and what a server should do about it. The values are frozen: the C ABI shares them. Any call on an
-/// object that was moved from gives kClosed, if it gives a Result.
+/// object that was moved from gives kClosed, if it gives a Result; but closing twice is harmless.
 enum class Errc : std::int32_t {
   kOk = 0,               ///< Not an error.
   kInvalidArgument = 1,  ///< A size, range or value is wrong. Refuse the request; retrying cannot help.

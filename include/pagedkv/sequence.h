@@ -19,7 +19,7 @@ namespace pagedkv {
 /// groups that share a pool need equal page bytes.
 struct LayerGroup {
   /// Keys to the left of a token that it sees besides its own; -1 = all. Pages behind the window are released as the
-  /// sequence advances.
+  /// sequence advances: by a step when it commits, by `append` when the next one comes.
   std::int32_t window_left = -1;
   std::uint32_t sink_tokens = 0;  ///< First tokens whose pages a window keeps.
 };
@@ -39,10 +39,11 @@ class PAGEDKV_API Sequence {
   /// Makes room for `num_tokens` more tokens and counts them as held, or changes nothing.
   ///
   /// For engines that write with kernels of their own; with a KvCache use a Step. A last page shared with a fork is
-  /// copied first.
+  /// copied first. Groups with windows give back what none of the new tokens sees; what they see stays, and their own
+  /// pages.
   ///
-  /// Errors: kOutOfPages, kOutOfMemory, kOsError; kClosed, kBusy (in a step); kInvalidArgument (zero tokens, or the
-  ///         length overflows)
+  /// Errors: kOutOfPages, kOutOfMemory, kOsError; kClosed, kBusy (in a step); kInvalidArgument (zero tokens, or more
+  ///         than kMaxSequenceTokens in all)
   /// Cost:   at most one pool call.
   Result<void> append(std::uint32_t num_tokens) noexcept;
 

@@ -92,4 +92,9 @@ struct Tensor {
       : data(v.data()), num_elements(v.size()), dtype(dtype_of_v<T>) {}
 };
 
+/// Most tokens of a sequence, wherever one is held or attended: positions and lengths are 32 bit in kernels.
+inline constexpr std::uint64_t kMaxSequenceTokens = std::uint64_t{1} << 30;
+/// Most query rows of a batch times its kv heads: a million rows of 64 heads. One wrong number must not cost gigabytes.
+inline constexpr std::uint64_t kMaxHeadRows = std::uint64_t{1} << 26;
+
 }  // namespace pagedkv

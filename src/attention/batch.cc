@@ -14,10 +14,7 @@ constexpr std::int64_t kMaxStride = std::int64_t{1} << 40;  // bytes, or entries
 // Of products of strides: no sum of them in a kernel can overflow.
 constexpr std::int64_t kMaxOffset = std::int64_t{1} << 61;
 // Of keys and of positions before the first query row: kernels count both in 32 bits.
-constexpr std::int64_t kMaxTokens = std::int64_t{1} << 30;
-// Query rows times kv heads of a batch: a million rows of 64 heads. One wrong number must not cost gigabytes of
-// schedule.
-constexpr std::uint64_t kMaxHeadRows = std::uint64_t{1} << 26;
+constexpr auto kMaxTokens = static_cast<std::int64_t>(kMaxSequenceTokens);
 
 constexpr Error invalid(const char* what) noexcept { return {Errc::kInvalidArgument, what}; }
 constexpr Error kTooLong = invalid("a sequence has more than 2^30 tokens");

@@ -80,9 +80,10 @@ Result<void> Config::assign(const KvCacheOptions& options) noexcept try {
   const Result<std::uint64_t> capacity = resolve_capacity(options, layout_.page_bytes);
   if (!capacity) return capacity.error();
   if (options.huge_pages > HugePages::kTransparent) return invalid("huge_pages is unknown");
-  if (!options.target.empty() && !find_target(options.target)) {
-    return Error{Errc::kUnsupported, "target is unknown or cannot run on this machine"};
-  }
+  // Chosen here, once: all steps compute alike, and none of them looks at the environment.
+  const auto target = options.target.empty() ? active_target() : find_target(options.target);
+  if (!target) return Error{Errc::kUnsupported, "target is unknown or cannot run on this machine"};
+  target_ = (*target)->name;
   capacity_pages_ = *capacity;
   copy_borrowed(options);
   make_attention();
@@ -95,7 +96,6 @@ void Config::copy_borrowed(const KvCacheOptions& options) {
   options_ = options;
   sinks_.assign(options.attention.sinks.begin(), options.attention.sinks.end());
   alibi_slopes_.assign(options.attention.alibi_slopes.begin(), options.attention.alibi_slopes.end());
-  target_ = options.target;
   for (const KvLayerGroup& group : options.layer_groups) {
     group_layers_.emplace_back(group.layers.begin(), group.layers.end());
     groups_.push_back({group_layers_.back(), group.window_left, group.sink_tokens});

@@ -95,15 +95,14 @@ Result<void> DenseCache::Impl::assign(const DenseCacheOptions& wanted) {
   const auto invalid = [](const char* what) { return Error{Errc::kInvalidArgument, what}; };
   if (wanted.batch_size == 0 || wanted.batch_size > kMaxBatch) return invalid("batch_size must be 1..65536");
   if (wanted.num_layers == 0 || wanted.num_layers > cache::kMaxLayers) return invalid("num_layers must be 1..4096");
-  if (wanted.max_seq_len == 0 || wanted.max_seq_len > 0x7fffffff) return invalid("max_seq_len must be 1..2^31 - 1");
+  if (wanted.max_seq_len == 0 || wanted.max_seq_len > kMaxSequenceTokens) return invalid("max_seq_len must be 1..2^30");
   Result<cache::PageLayout> made = layout_of(wanted);
   if (!made) return made.error();
-  if (!wanted.target.empty() && !find_target(wanted.target)) {
-    return Error{Errc::kUnsupported, "target is unknown or cannot run on this machine"};
-  }
+  const auto found = wanted.target.empty() ? active_target() : find_target(wanted.target);
+  if (!found) return Error{Errc::kUnsupported, "target is unknown or cannot run on this machine"};
   options = wanted;
   layout = *made;
-  target = wanted.target;
+  target = (*found)->name;
   options.target = target;
   max_pages = ceil_div(options.max_seq_len, options.page_size);
   attention = {.num_q_heads = options.num_heads,
@@ -116,7 +115,8 @@ Result<void> DenseCache::Impl::assign(const DenseCacheOptions& wanted) {
   if (options.pool != nullptr) {
     pool = options.pool->impl();
     options.pool = nullptr;  // borrowed until here
-    if (!pool || pool->page_bytes() != layout.page_bytes) return invalid("the pages of the pool have other bytes");
+    if (!pool) return Error{Errc::kClosed, "the pool was moved from"};
+    if (pool->page_bytes() != layout.page_bytes) return invalid("the pages of the pool have other bytes");
   } else {
     // At most 2^16 * 2^12 * 2^31: no overflow. Only address space; memory comes with the first use of a page.
     Result<PagePool> own =

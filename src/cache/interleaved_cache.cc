@@ -74,7 +74,8 @@ Result<void> InterleavedCache::Impl::run(std::span<const float> q, std::span<flo
 }
 
 Result<InterleavedCache> InterleavedCache::create(std::uint64_t capacity_tokens, std::uint32_t head_dim) noexcept try {
-  if (capacity_tokens == 0 || capacity_tokens > 0x7fffffff) return invalid("the capacity must be 1..2^31 - 1 tokens");
+  if (capacity_tokens == 0 || capacity_tokens > kMaxSequenceTokens)
+    return invalid("the capacity must be 1..2^30 tokens");
   if (head_dim == 0 || head_dim > 1024) return invalid("head_dim must be 1..1024");
   const std::uint64_t num_pages = ceil_div(capacity_tokens, kPageSize);
   Result<PagePool> pool = PagePool::create({.page_bytes = std::uint64_t{kPageSize} * 2 * sizeof(float) * head_dim,

@@ -18,7 +18,7 @@ namespace pagedkv {
 namespace {
 
 constexpr Error kMovedFrom{Errc::kClosed, "the cache was moved from"};
-constexpr Error kTooManyTokens{Errc::kInvalidArgument, "a prompt has more than 2^31 - 1 tokens"};
+constexpr Error kTooManyTokens{Errc::kInvalidArgument, "a prompt has more than 2^30 tokens"};
 constexpr Error kNoPrefixCache{Errc::kUnsupported, "the cache was made without a prefix cache"};
 constexpr Error kBadLayer{Errc::kInvalidArgument, "layer is out of range"};
 
@@ -106,7 +106,7 @@ Result<KvCache> KvCache::create(const KvCacheOptions& options) noexcept {
 
 Result<Sequence> KvCache::open(std::span<const Token> tokens, const OpenOptions& options) noexcept {
   if (!impl_) return kMovedFrom;
-  if (tokens.size() > sequence::kMaxTokens) return kTooManyTokens;
+  if (tokens.size() > kMaxSequenceTokens) return kTooManyTokens;
   Result<Sequence> opened = impl_->store.open();
   if (!opened) return opened;
   if (impl_->prefixes) {
@@ -172,7 +172,7 @@ bool KvCache::can_admit(std::uint64_t prompt_tokens, std::uint64_t max_new_token
                         std::uint64_t step_tokens) const noexcept {
   std::uint64_t num_tokens = 0;
   if (!impl_ || !checked_add(prompt_tokens, max_new_tokens, num_tokens)) return false;
-  return num_tokens <= sequence::kMaxTokens && impl_->pool.can_allocate(pages_for_tokens(num_tokens, step_tokens));
+  return num_tokens <= kMaxSequenceTokens && impl_->pool.can_allocate(pages_for_tokens(num_tokens, step_tokens));
 }
 
 CacheStats KvCache::stats() const noexcept {
@@ -239,7 +239,7 @@ Result<void> KvCache::set_capacity(std::uint64_t num_pages) noexcept {
 Result<PinId> KvCache::pin(std::span<const Token> tokens, const OpenOptions& options) noexcept {
   if (!impl_) return kMovedFrom;
   if (!impl_->prefixes) return kNoPrefixCache;
-  if (tokens.size() > sequence::kMaxTokens) return kTooManyTokens;
+  if (tokens.size() > kMaxSequenceTokens) return kTooManyTokens;
   return impl_->prefixes->pin(tokens, options);
 }
 

@@ -84,7 +84,7 @@ Result<void> PrefixSharing::adopt(Control& control, std::span<const Token> token
   control.cached_tokens = control.num_tokens;
   for (std::size_t t = 0; t < tables_.size(); ++t) {
     if (tables_[t].window_left < 0) continue;
-    sequence::slide(control, control.tables[t], static_cast<std::uint64_t>(tables_[t].window_left),
+    sequence::slide(control, control.tables[t], control.num_tokens, static_cast<std::uint64_t>(tables_[t].window_left),
                     tables_[t].sink_tokens);
   }
   lookups_.fetch_add(1, std::memory_order_relaxed);

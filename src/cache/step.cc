@@ -11,7 +11,7 @@
 namespace pagedkv {
 namespace {
 
-constexpr std::uint64_t kMaxIndex = std::numeric_limits<std::int32_t>::max();  // of rows and page table entries
+constexpr std::uint64_t kMaxIndex = std::numeric_limits<std::int32_t>::max();  // of page table entries
 constexpr Error kOverError{Errc::kClosed, "the step was committed, rolled back or moved from"};
 
 }  // namespace
@@ -29,7 +29,9 @@ Result<void> Step::Impl::begin(const std::shared_ptr<KvCache::Impl>& owner, std:
   } catch (const std::bad_alloc&) {
     return Error{Errc::kOutOfMemory, "no memory for the step"};
   }
-  if (num_rows > kMaxIndex) return Error{Errc::kInvalidArgument, "a step has more than 2^31 - 1 new tokens"};
+  if (num_rows > kMaxHeadRows / owner->config->options().shape.num_kv_heads) {
+    return Error{Errc::kInvalidArgument, "a step has more than 2^26 new tokens times kv heads"};
+  }
   Result<void> reserved = sequence::reserve(*owner->store.impl(), items);
   if (!reserved) return reserved;
   for (sequence::ReserveItem& item : items) item.tokens = {};  // borrowed until here

@@ -14,10 +14,11 @@ namespace {
 using Control = Sequence::Control;
 }
 
-std::uint64_t slide(Control& control, PageTable& table, std::uint64_t window, std::uint64_t sink_tokens) noexcept {
-  if (control.num_tokens <= window) return 0;
+std::uint64_t slide(Control& control, PageTable& table, std::uint64_t num_tokens, std::uint64_t window,
+                    std::uint64_t sink_tokens) noexcept {
+  if (num_tokens <= window) return 0;
   const std::uint64_t page_size = control.store->page_size;
-  const std::uint64_t num_behind = (control.num_tokens - window) / page_size;  // pages that no token to come sees
+  const std::uint64_t num_behind = (num_tokens - window) / page_size;  // pages that no token to come sees
   const std::uint64_t first = std::max<std::uint64_t>(table.num_released, ceil_div(sink_tokens, page_size));
   PageReleaser released(*control.store->pool);
   std::uint64_t num_pages = 0;
@@ -31,9 +32,10 @@ std::uint64_t slide(Control& control, PageTable& table, std::uint64_t window, st
   return num_pages;
 }
 
-void commit(Control& control, std::uint64_t accepted) noexcept {
+void commit(Control& control, std::uint64_t accepted, NewTokens tokens) noexcept {
   PAGEDKV_ASSERT(control.is_busy() && accepted <= control.num_new_tokens);
   const SequenceStore::Impl& store = *control.store;
+  const std::uint64_t first_unseen = control.num_tokens + (tokens == NewTokens::kAttended ? accepted : 0);
   control.num_tokens += accepted;
   const std::uint64_t num_ids = std::max(control.num_tokens, control.num_ids_before);
   if (num_ids < control.token_ids.size()) control.token_ids.resize(num_ids);
@@ -58,7 +60,7 @@ void commit(Control& control, std::uint64_t accepted) noexcept {
   for (std::size_t g = 0; g < control.tables.size() && accepted > 0; ++g) {  // a rollback releases nothing else
     const LayerGroup& group = store.groups[g];
     if (group.window_left < 0) continue;
-    slide(control, control.tables[g], static_cast<std::uint64_t>(group.window_left), group.sink_tokens);
+    slide(control, control.tables[g], first_unseen, static_cast<std::uint64_t>(group.window_left), group.sink_tokens);
   }
 
   const std::uint32_t before = control.state.fetch_and(~Control::kBusy, std::memory_order_acq_rel);

@@ -32,8 +32,6 @@ struct RetentionRange;
 
 namespace sequence {
 
-inline constexpr std::uint64_t kMaxTokens = (std::uint64_t{1} << 31) - 1;  // lengths are 32 bit in every batch
-
 /// The page table of one layer group, in token order, and what a reservation changed in it.
 struct PageTable {
   boost::container::small_vector<PageId, 12> pages;  ///< kNullPage where a window released the page.
@@ -100,7 +98,8 @@ namespace sequence {
 /// `roll_back`.
 ///
 /// Errors: kOutOfPages, kOutOfMemory, kOsError; kClosed, kBusy (a sequence closed, or in another step);
-///         kInvalidArgument  no items, null, of another store, listed twice, no new tokens, a length above kMaxTokens,
+///         kInvalidArgument  no items, null, of another store, listed twice, no new tokens, a length above
+///         kMaxSequenceTokens,
 ///                           ids of the wrong count or other than those known
 /// Cost:   one pool call; O(items + new pages); copies pages that are shared and written.
 Result<void> reserve(SequenceStore::Impl& store, std::span<const ReserveItem> items) noexcept;
@@ -108,9 +107,15 @@ Result<void> reserve(SequenceStore::Impl& store, std::span<const ReserveItem> it
 /// Pages that `reserve` would take, copies on write included. Errors: as `reserve`, but kOutOfPages.
 Result<std::uint64_t> count_pages(const SequenceStore::Impl& store, std::span<const ReserveItem> items) noexcept;
 
+/// What the tokens of a reservation went through before it ends: it says which pages windows still need.
+enum class NewTokens : std::uint8_t {
+  kAttended,  ///< Written and attended: what the token after them sees stays.
+  kToCome,    ///< Neither: what the first of them sees stays.
+};
+
 /// Ends a reservation: the first `accepted` (at most num_new_tokens) tokens are held from now on, pages of the others
 /// are released. Frees the control if its Sequence was dropped: do not touch it afterwards.
-void commit(Sequence::Control& control, std::uint64_t accepted) noexcept;
+void commit(Sequence::Control& control, std::uint64_t accepted, NewTokens tokens = NewTokens::kAttended) noexcept;
 /// Ends a reservation: all is as it was before. Frees the control if its Sequence was dropped.
 inline void roll_back(Sequence::Control& control) noexcept { commit(control, 0); }
 
@@ -119,9 +124,9 @@ inline void roll_back(Sequence::Control& control) noexcept { commit(control, 0);
 [[nodiscard]] std::uint64_t pages_for(const SequenceStore::Impl& store, Sequence::Control& control,
                                       std::uint64_t num_new_tokens) noexcept;
 
-/// Releases the pages of a table that lie wholly before the last `window` tokens and behind those of the sinks. Returns
-/// how many.
-std::uint64_t slide(Sequence::Control& control, PageTable& table, std::uint64_t window,
+/// Releases the pages of a table that lie wholly before the last `window` of the first `num_tokens` tokens and behind
+/// those of the sinks. Returns how many.
+std::uint64_t slide(Sequence::Control& control, PageTable& table, std::uint64_t num_tokens, std::uint64_t window,
                     std::uint64_t sink_tokens) noexcept;
 
 /// Releases all pages, tail first, and frees the control of a sequence that is not in a step.

@@ -34,8 +34,8 @@ std::uint64_t pages_to_grow(const SequenceStore::Impl& store, const Control& con
 Result<void> check_item(const ReserveItem& item) noexcept {
   const Control* const control = item.control;
   if (item.num_new_tokens == 0) return Error{Errc::kInvalidArgument, "a sequence has no new tokens"};
-  if (control->num_tokens + item.num_new_tokens > kMaxTokens) {
-    return Error{Errc::kInvalidArgument, "a sequence would exceed 2^31 - 1 tokens"};
+  if (control->num_tokens + item.num_new_tokens > kMaxSequenceTokens) {
+    return Error{Errc::kInvalidArgument, "a sequence would exceed 2^30 tokens"};
   }
   if (item.tokens.empty()) return {};
   if (item.tokens.size() != item.num_new_tokens) {

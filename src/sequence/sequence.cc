@@ -41,7 +41,7 @@ Result<void> Sequence::append(std::uint32_t num_tokens) noexcept {
   if (control_ == nullptr) return kClosedError;
   const sequence::ReserveItem item{.control = control_, .num_new_tokens = num_tokens, .tokens = {}};
   Result<void> reserved = sequence::reserve(*control_->store, {&item, 1});
-  if (reserved) sequence::commit(*control_, num_tokens);
+  if (reserved) sequence::commit(*control_, num_tokens, sequence::NewTokens::kToCome);
   return reserved;
 }
 
@@ -82,7 +82,7 @@ Result<std::uint64_t> Sequence::slide(std::uint64_t window, std::uint64_t sink_t
   sequence::PageTable& table = control_->tables[group];
   table.window = window;
   table.num_released = 0;  // look at all entries: sinks kept before may not be wanted any more
-  return sequence::slide(*control_, table, window, sink_tokens);
+  return sequence::slide(*control_, table, control_->num_tokens, window, sink_tokens);
 }
 
 Result<Sequence> Sequence::fork() noexcept {

@@ -407,12 +407,16 @@ static void test_merge(void) {
 }
 
 // A group with a window gives pages back as its sequence advances, but for those of the sinks.
-static void check_windows(pagedkv_pool pool) {
+static void check_windows(void) {
+  const pagedkv_pool_options options = {
+      .struct_size = sizeof options, .page_bytes = kPageSize * 2 * kDim * 4, .capacity_pages = 8};
+  pagedkv_pool pool = 0;
   const pagedkv_store_group groups[] = {{.window = 0}, {.window = 5, .sink_tokens = 2}};
   pagedkv_store store = 0;
   pagedkv_sequence sequence = 0;
   int32_t pages[4] = {0};
   size_t count = 0;
+  OK(pagedkv_pool_create(&options, &pool));
   CHECK_STATUS(pagedkv_store_create(pool, kPageSize, groups, 65, &store), PAGEDKV_INVALID_ARGUMENT);
   CHECK_STATUS(pagedkv_store_create(pool, kPageSize, NULL, 1, &store), PAGEDKV_INVALID_ARGUMENT);
   OK(pagedkv_store_create(pool, kPageSize, groups, 2, &store));
@@ -425,6 +429,7 @@ static void check_windows(pagedkv_pool pool) {
   CHECK(count == 4 && pages[0] >= 0 && pages[1] == -1 && pages[2] >= 0);
   OK(pagedkv_sequence_close(sequence));
   OK(pagedkv_store_close(store));
+  OK(pagedkv_pool_close(pool));
 }
 
 static void test_pool_store_and_plan(void) {
@@ -477,7 +482,7 @@ static void test_pool_store_and_plan(void) {
   check_plan(pool, pages);
 
   OK(pagedkv_store_close(store));
-  check_windows(pool);
+  check_windows();
   OK(pagedkv_pool_close(pool));
   OK(pagedkv_sequence_append(sequence, 1));  // keeps what it needs alive
   OK(pagedkv_sequence_close(sequence));

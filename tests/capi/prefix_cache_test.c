@@ -266,7 +266,7 @@ static void test_info(void) {
   CHECK(info.attention.window == 8 && info.attention.sink_tokens == 3);
   CHECK(info.attention_flags == (PAGEDKV_F16_AS_BF16 | PAGEDKV_CASCADE));
   CHECK(info.attention.num_sinks == 1 && info.attention.sinks[0] == 0.5F);
-  CHECK(info.attention.sinks != sinks && info.has_prefix_cache == 0 && info.target.size == 0);
+  CHECK(info.attention.sinks != sinks && info.has_prefix_cache == 0 && info.target.size != 0);
   CHECK(info.page_bytes >= 2 * kPageSize * kDim * sizeof(float));
   info.struct_size = 1;
   CHECK_STATUS(pagedkv_cache_get_info(cache, &info), PAGEDKV_INVALID_ARGUMENT);

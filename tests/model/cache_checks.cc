@@ -124,7 +124,6 @@ void CacheMachine::check_rows(PageId page, std::uint32_t table, std::span<const 
 void CacheMachine::check_zeroed(PageId page, std::uint32_t table, std::uint32_t tenant, std::size_t num_held) {
   const std::uint32_t owner = std::exchange(owners_[static_cast<std::size_t>(to_index(page))], tenant);
   if (on_.zeroing == 0 || (owner == tenant && on_.prefix != 0)) return;
-  if (was_appended_ && slides_) return;  // pages may have come and gone in one append
   const std::byte* const data = pool_->page_data(page);
   if (num_held == 0) {
     require(std::all_of(data, data + pool_->page_bytes(), [](std::byte b) { return b == std::byte{0}; }), "zeroed");

@@ -229,7 +229,7 @@ void CacheMachine::open(const CacheOp& op) {
       made->tables.push_back(found[t]);
     }
   }
-  slide_windows(*made);
+  slide_windows(*made, made->rows.size());
   if (on_.prefix != 0 && !tokens.empty()) {
     ++counts_.prefix.lookups;
     counts_.prefix.lookup_tokens += wanted.size();
@@ -307,7 +307,7 @@ void CacheMachine::slide(std::uint32_t index, std::uint32_t window, std::uint32_
   slides_ = true;
   s->slid_to[table] = window;
   s->visited[table] = 0;
-  const std::uint64_t released = slide_table(*s, table, window, sinks);
+  const std::uint64_t released = slide_table(*s, table, s->rows.size(), window, sinks);
   require(slid.has_value() && *slid == released, "slide");
 }
 
@@ -339,11 +339,12 @@ void CacheMachine::append(std::uint32_t index, std::uint32_t count) {
     require(pages.size() == pages_of(s->rows.size()), "append adds entries");
     s->tables[t].resize(first / on_.page_size);
     for (std::size_t i = s->tables[t].size(); i < pages.size(); ++i) {
+      require(pages[i] != kNullPage, "append has a place for every token");
       s->tables[t].push_back(pages[i]);
-      if (pages[i] != kNullPage) owners_[static_cast<std::size_t>(to_index(pages[i]))] = s->tenant;
+      owners_[static_cast<std::size_t>(to_index(pages[i]))] = s->tenant;
     }
   }
-  slide_windows(*s);
+  slide_windows(*s, first);  // what the new rows see stays
   was_appended_ = true;
   write_rows(s->sequence, *s, first);
 }

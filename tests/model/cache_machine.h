@@ -105,9 +105,9 @@ class CacheMachine {
   [[nodiscard]] bool sees(std::uint32_t table, std::size_t num_tokens, std::size_t entry) const;
   [[nodiscard]] std::size_t partial_tokens(std::uint32_t tenant, std::span<const Token> tokens, std::size_t num_pages,
                                            bool& is_certain) const;
-  std::uint64_t slide_table(ModelSequence& sequence, std::uint32_t table, std::uint64_t window,
+  std::uint64_t slide_table(ModelSequence& sequence, std::uint32_t table, std::size_t num_tokens, std::uint64_t window,
                             std::uint64_t sinks) const;
-  void slide_windows(ModelSequence& sequence) const;
+  void slide_windows(ModelSequence& sequence, std::size_t num_tokens) const;
   void poll(std::span<const ModelStepItem> published, std::span<const std::uint32_t> accepted);
   void on_stored(const ModelEvent& event, std::span<const ModelStepItem> published,
                  std::span<const std::uint32_t> accepted);

@@ -103,11 +103,12 @@ std::size_t CacheMachine::partial_tokens(std::uint32_t tenant, std::span<const T
   return best;
 }
 
-// Releases what lies wholly behind the last `window` tokens, but for what was passed before and the sinks.
-std::uint64_t CacheMachine::slide_table(ModelSequence& s, std::uint32_t table, std::uint64_t window,
-                                        std::uint64_t sinks) const {
-  if (s.rows.size() <= window) return 0;
-  const std::size_t behind = (s.rows.size() - window) / on_.page_size;
+// Releases what lies wholly behind the last `window` of the first `num_tokens` tokens, but for what was passed before
+// and the sinks.
+std::uint64_t CacheMachine::slide_table(ModelSequence& s, std::uint32_t table, std::size_t num_tokens,
+                                        std::uint64_t window, std::uint64_t sinks) const {
+  if (num_tokens <= window) return 0;
+  const std::size_t behind = (num_tokens - window) / on_.page_size;
   std::uint64_t num_released = 0;
   for (std::size_t i = std::max(s.visited[table], pages_of(sinks)); i < behind; ++i) {
     num_released += s.tables[table][i] != kNullPage ? 1U : 0U;
@@ -117,9 +118,9 @@ std::uint64_t CacheMachine::slide_table(ModelSequence& s, std::uint32_t table, s
   return num_released;
 }
 
-void CacheMachine::slide_windows(ModelSequence& s) const {
+void CacheMachine::slide_windows(ModelSequence& s, std::size_t num_tokens) const {
   for (std::uint32_t t = 0; t < tables(); ++t) {
-    if (windows_[t] >= 0) slide_table(s, t, static_cast<std::uint64_t>(windows_[t]), on_.sinks);
+    if (windows_[t] >= 0) slide_table(s, t, num_tokens, static_cast<std::uint64_t>(windows_[t]), on_.sinks);
   }
 }
 

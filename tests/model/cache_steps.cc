@@ -205,7 +205,7 @@ void CacheMachine::end_item(const ModelStepItem& item, std::uint32_t accepted) {
     }
     table.resize(pages_of(s.rows.size()));
   }
-  slide_windows(s);
+  slide_windows(s, s.rows.size());
 }
 
 }  // namespace pagedkv::testing

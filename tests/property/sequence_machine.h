@@ -183,7 +183,8 @@ class SequenceMachine {
     for (std::size_t g = 0; g < groups_.size(); ++g) {
       const auto pages = control.pages(g);
       for (std::size_t t = live.model.size() - count; t < live.model.size(); ++t) {
-        if (pages[t / page_size_] != kNullPage) values(pages[t / page_size_])[t % page_size_] = live.model[t];
+        ASSERT_NE(pages[t / page_size_], kNullPage) << "no place for token " << t;
+        values(pages[t / page_size_])[t % page_size_] = live.model[t];
       }
     }
   }

@@ -7,7 +7,8 @@
  * was closed, never given out, or names another kind of object is refused, never followed.
  *
  * A function pagedkv_x_y does what X::y of the C++ headers does: shapes, errors, cost and threads are written there.
- * Comments here say only what differs. Of those headers only the f64 oracle is missing.
+ * Comments here say only what differs. Of those headers only the f64 oracle is missing, and a few getters: the
+ * options of the simple caches, and AttentionPlan::kv_bytes of a view, which counts values that lie in keys once.
  *
  * Structs that may grow begin with `struct_size`, which the caller sets to sizeof; all other members may be 0, which
  * means the default. A library that is older than its caller refuses members that it does not know unless they are 0.
@@ -168,7 +169,8 @@ typedef struct {
 
 /* Hash of tokens [count] after a prefix with hash `seed`. It finds candidates only: tokens are always compared. */
 typedef uint64_t (*pagedkv_hash_function)(const int32_t* tokens, size_t count, uint64_t seed) PAGEDKV_NOEXCEPT;
-/* Milliseconds of a clock that never goes back. */
+/* Milliseconds of a clock that never goes back. Called under the pool's lock, from any thread: be quick, and call no
+ * function of this library. */
 typedef uint64_t (*pagedkv_clock_function)(void) PAGEDKV_NOEXCEPT;
 
 typedef struct {
@@ -186,7 +188,7 @@ typedef struct {
   int32_t no_prefix_cache;
   uint32_t eviction_policy;            /* PAGEDKV_LRU and so on. */
   uint32_t zero_pages_between_tenants; /* 1: a page that was another tenant's is zeroed before it is given out. */
-  uint64_t event_capacity;             /* Events that wait for pagedkv_cache_poll_events; 0 = none. */
+  uint64_t event_capacity;             /* Events that wait for pagedkv_cache_poll_events, at most 2^24; 0 = none. */
   pagedkv_attention_variant attention;
   const pagedkv_layer_group* layer_groups;
   size_t num_layer_groups;
@@ -206,7 +208,7 @@ typedef struct {
   int32_t has_prefix_cache;
   uint64_t page_bytes, capacity_pages, max_capacity_pages, watermark_pages;
   pagedkv_attention_variant attention;
-  pagedkv_bytes target; /* As given: empty = the active one. */
+  pagedkv_bytes target; /* Kernel target by name: the one given, or that which was active. */
   uint64_t attention_flags;
 } pagedkv_cache_info;
 

@@ -3,11 +3,13 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_group.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <random>
 #include <vector>
 
 #include "pagedkv/attention.h"
@@ -330,29 +332,62 @@ TEST_F(Plan, LivesInAWorkspaceOfExactlyTheBytesItAsksFor) {
   EXPECT_FLOAT_EQ(out[0], 0.5F);
 }
 
-TEST_F(Plan, ExtendedStepByStepGivesWhatNewPlansGive) {
-  // Two sequences grow through page and part boundaries; the rows of the second see two new tokens a step.
-  std::vector<float> many(600 * 2 * 2 * 4 * 8);
-  for (std::size_t i = 0; i < many.size(); ++i) many[i] = static_cast<float>(i * 2654435761U % 1000) * 0.002F - 1;
-  const KvView pool = view_of(many);
-  std::vector<std::int32_t> table(600), lens = {1000, 30};
-  for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i * 7 % 600);
-  const auto now = [&]() -> AttentionBatch {
-    return {.qo_indptr = qo_indptr, .block_table = table, .block_table_stride = 300, .seq_lens = lens};
-  };
-  AttentionPlan plan = AttentionPlan::create(config, now()).value();
-  for (int step = 0; step < 60; ++step) {
-    lens[0] += 1;
-    lens[1] += step == 20 ? 200 : 2;  // more pages at once than the plan keeps room for
-    ASSERT_TRUE(plan.extend(now()).has_value());
-    const AttentionPlan fresh = AttentionPlan::create(config, now()).value();
-    std::vector<float> want(out.size()), want_lse(lse.size());
-    ASSERT_TRUE(plan.run(pool, q, out, lse).has_value());
-    ASSERT_TRUE(fresh.run(pool, q, want, want_lse).has_value());
-    ASSERT_EQ(out, want) << step;
-    ASSERT_EQ(lse, want_lse) << step;
-    EXPECT_EQ(plan.kv_bytes(), fresh.kv_bytes());
+// Two sequences that grow through page and part boundaries; the rows of the second see two new tokens a step.
+class GrowingPlan : public Plan {
+ protected:
+  GrowingPlan() {
+    for (std::size_t i = 0; i < many.size(); ++i) many[i] = static_cast<float>(i * 2654435761U % 1000) * 0.002F - 1;
+    for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i * 7 % 600);
   }
+
+  AttentionBatch now() {
+    return {.qo_indptr = qo_indptr, .block_table = table, .block_table_stride = 300, .seq_lens = lens};
+  }
+
+  /// `next` gives the batch of each step.
+  template <class Next>
+  void expect_as_new_plans(const Next& next) {
+    const KvView pool = view_of(many);
+    AttentionPlan plan = AttentionPlan::create(config, next()).value();
+    for (int step = 0; step < 60; ++step) {
+      lens[0] += 1;
+      lens[1] += step == 20 ? 200 : 2;  // more pages at once than the plan keeps room for
+      const AttentionBatch batch = next();
+      ASSERT_TRUE(plan.extend(batch).has_value());
+      const AttentionPlan fresh = AttentionPlan::create(config, batch).value();
+      std::vector<float> want(out.size()), want_lse(lse.size());
+      ASSERT_TRUE(plan.run(pool, q, out, lse).has_value());
+      ASSERT_TRUE(fresh.run(pool, q, want, want_lse).has_value());
+      ASSERT_EQ(out, want) << step;
+      ASSERT_EQ(lse, want_lse) << step;
+      EXPECT_EQ(plan.kv_bytes(), fresh.kv_bytes());
+    }
+  }
+
+  std::vector<float> many = std::vector<float>(600 * 2 * 2 * 4 * 8);  // [page][head][K, V][token][dim]
+  std::vector<std::int32_t> table = std::vector<std::int32_t>(600), lens = {1000, 30};
+};
+
+TEST_F(GrowingPlan, ExtendedStepByStepGivesWhatNewPlansGive) {
+  expect_as_new_plans([&] { return now(); });
+}
+
+TEST_F(GrowingPlan, ExtendedByOtherMasksGivesWhatNewPlansGive) {
+  std::vector<std::byte> mask;  // [sequence][head][row][key] of one step; that of the step before is gone by then
+  std::vector<std::int64_t> offsets, head_strides;
+  std::mt19937 random(5);
+  expect_as_new_plans([&] {
+    std::fill(mask.begin(), mask.end(), std::byte{0});
+    const std::int64_t heads = config.num_q_heads, rows = qo_indptr[2] - qo_indptr[1];
+    const auto first = static_cast<std::int64_t>(random() % 9);
+    offsets = {first, first + heads * lens[0]};
+    head_strides = {lens[0], rows * lens[1]};
+    mask = std::vector<std::byte>(static_cast<std::size_t>(offsets[1] + heads * rows * lens[1]));
+    std::generate(mask.begin(), mask.end(), [&] { return std::byte{random() % 3 != 0}; });
+    AttentionBatch batch = now();
+    batch.mask = {.kind = MaskKind::kBool, .bytes = mask, .offsets = offsets, .head_strides = head_strides};
+    return batch;
+  });
 }
 
 TEST_F(Plan, ExtendRefusesOtherBatchesAndStaysAsItWas) {

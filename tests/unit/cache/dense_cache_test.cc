@@ -263,8 +263,8 @@ TEST(DenseCache, OptionsJustWithinTheirBoundsAreTaken) {
       o.batch_size = o.num_layers = 1, o.page_size = 256, o.max_seq_len = max_seq_len, o.pool = pool;
     });
   };
-  EXPECT_EQ(error_of_length((1u << 31) - 1), Errc::kOk);
-  EXPECT_EQ(error_of_length(1u << 31), Errc::kInvalidArgument);
+  EXPECT_EQ(error_of_length(1u << 30), Errc::kOk);
+  EXPECT_EQ(error_of_length((1u << 30) + 1), Errc::kInvalidArgument);
   PagePool pool = PagePool::create({.page_bytes = 2 * 256 * 4, .capacity_pages = 1}).value();
   EXPECT_EQ(error_of_length(1, &pool), Errc::kOk);
   EXPECT_EQ(error_of_length(0, &pool), Errc::kInvalidArgument);

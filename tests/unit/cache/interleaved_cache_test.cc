@@ -112,8 +112,8 @@ TEST(InterleavedCache, MemoryComesWithTheTokens) {
 
 TEST(InterleavedCache, ShapesJustWithinTheirBoundsAreTaken) {
   EXPECT_TRUE(InterleavedCache::create(1, 1));
-  EXPECT_TRUE(InterleavedCache::create((1ull << 31) - 1, 1));
-  EXPECT_EQ(InterleavedCache::create(1ull << 31, 1).error(), Errc::kInvalidArgument);
+  EXPECT_TRUE(InterleavedCache::create(1ull << 30, 1));
+  EXPECT_EQ(InterleavedCache::create((1ull << 30) + 1, 1).error(), Errc::kInvalidArgument);
   const InterleavedCache widest = InterleavedCache::create(7, 1024).value();
   EXPECT_EQ(widest.head_dim(), 1024u);
   EXPECT_EQ(widest.capacity_tokens(), 7u);

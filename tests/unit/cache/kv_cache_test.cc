@@ -142,8 +142,9 @@ TEST(Step, OfTooManyTokensIsRefused) {
   options.page_size = 256;
   KvCache cache = KvCache::create(options).value();
   Sequence a = cache.open().value(), b = cache.open().value();
-  EXPECT_EQ(cache.begin_step({{&a, (1u << 31) - 1}}).error(), Errc::kOutOfPages) << "as many as can be indexed";
-  EXPECT_EQ(cache.begin_step({{&a, (1u << 31) - 1}, {&b, 1}}).error(), Errc::kInvalidArgument);
+  const std::uint32_t most = kMaxHeadRows / options.shape.num_kv_heads;
+  EXPECT_EQ(cache.begin_step({{&a, most}}).error(), Errc::kOutOfPages) << "as many as attention takes";
+  EXPECT_EQ(cache.begin_step({{&a, most}, {&b, 1}}).error(), Errc::kInvalidArgument);
   EXPECT_EQ(cache.begin_step({{&a, 1}}).value().num_rows(), 1u) << "rows of a step that was refused are not counted";
 }
 
@@ -343,12 +344,12 @@ TEST(KvCache, AnswersWhatASchedulerAsks) {
 }
 
 TEST(KvCache, AdmitsWhatASequenceMayHoldAndNoMore) {
-  KvCacheOptions options = tiny(1u << 23);
+  KvCacheOptions options = tiny(1u << 22);
   options.page_size = 256;
   const KvCache cache = KvCache::create(options).value();
-  EXPECT_TRUE(cache.can_admit((1ull << 31) - 2, 1));
+  EXPECT_TRUE(cache.can_admit(kMaxSequenceTokens - 1, 1));
   EXPECT_TRUE(cache.can_admit(0));
-  EXPECT_FALSE(cache.can_admit((1ull << 31) - 1, 1));
+  EXPECT_FALSE(cache.can_admit(kMaxSequenceTokens, 1));
 }
 
 TEST(KvCache, AskedForPagesOfItemsThatAreNoneSaysSo) {

@@ -164,8 +164,8 @@ TEST(Reserve, CountsWhatItWouldTake) {
 TEST(Reserve, ASequenceMayHoldAsManyTokensAsABatchCanIndex) {
   Fixture f(10, 256);
   Sequence a = f.open(0), b = f.open(1);
-  const std::vector<ReserveItem> longest = {{a.control(), (1U << 31) - 1}}, too_long = {{b.control(), (1U << 31) - 1}};
-  EXPECT_EQ(sequence::count_pages(*f.store.impl(), longest).value(), 1U << 23);
+  const std::vector<ReserveItem> longest = {{a.control(), 1U << 30}}, too_long = {{b.control(), 1U << 30}};
+  EXPECT_EQ(sequence::count_pages(*f.store.impl(), longest).value(), 1U << 22);
   EXPECT_EQ(sequence::count_pages(*f.store.impl(), too_long).error(), Errc::kInvalidArgument);
   EXPECT_EQ(f.reserve(longest).error(), Errc::kOutOfPages);
 }
@@ -267,11 +267,11 @@ TEST(Reserve, FailsCleanlyAtEveryAllocation) {
 TEST(Reserve, MorePagesThanThePoolCanHaveAreRefusedWithoutRoomForThem) {
   Fixture f(10, 1);
   Sequence a = f.open(3), b = f.open(2);
-  const std::vector<ReserveItem> items = {{b.control(), 1}, {a.control(), (1U << 31) - 4}};
+  const std::vector<ReserveItem> items = {{b.control(), 1}, {a.control(), (1U << 30) - 3}};
   {
     const testing::FailingNew counting(-1);
     EXPECT_EQ(sequence::reserve(*f.store.impl(), items).error(), Errc::kOutOfPages);
-    EXPECT_EQ(counting.count(), 0) << "page tables of 8 GiB";
+    EXPECT_EQ(counting.count(), 0) << "page tables of 4 GiB";
   }
   EXPECT_EQ(f.pool.stats().failed_allocations, 1U);
   EXPECT_EQ(f.pool.stats().used_pages, 5U);

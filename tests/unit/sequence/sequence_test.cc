@@ -175,27 +175,47 @@ TEST(Sequence, SlidingGroupReleasesPagesBehindItsWindowAndKeepsSinks) {
   Sequence s = f.store.open().value();
   ASSERT_EQ(s.num_groups(), 2U);
   ASSERT_TRUE(s.append(20));
-  // The next token, 20, sees 14..19 besides itself: pages 0 (sinks) and 3, 4 stay of the second table.
-  EXPECT_EQ(pages_of(s, 0).size(), 5U);
+  EXPECT_EQ(f.pool.stats().used_pages, 10U) << "all of them are to be written, and to be seen by the others";
+  ASSERT_TRUE(s.append(1));
+  // Token 20 sees 14..19 besides itself: pages 0 (sinks), 3 and 4 stay of the second table, and its own, 5.
+  EXPECT_EQ(pages_of(s, 0).size(), 6U);
   const auto slid = pages_of(s, 1);
-  ASSERT_EQ(slid.size(), 5U);
+  ASSERT_EQ(slid.size(), 6U);
   EXPECT_NE(slid[0], kNullPage);
   EXPECT_EQ(slid[1], kNullPage);
   EXPECT_EQ(slid[2], kNullPage);
   EXPECT_NE(slid[3], kNullPage);
   EXPECT_NE(slid[4], kNullPage);
-  EXPECT_EQ(f.pool.stats().used_pages, 8U);
+  EXPECT_NE(slid[5], kNullPage);
+  EXPECT_EQ(f.pool.stats().used_pages, 10U);
   EXPECT_TRUE(s.pages(2).empty());
   ASSERT_TRUE(s.close());
   EXPECT_EQ(f.pool.stats().used_pages, 0U);
+}
+
+TEST(Sequence, AppendKeepsWhatTheNewTokensSee) {
+  constexpr std::uint64_t kWindow = 6, kPageSize = 4;
+  for (const std::uint32_t count : {1U, 3U, 4U, 17U, 40U}) {
+    Fixture f(40, kPageSize, {{.window_left = kWindow}});
+    Sequence s = f.store.open().value();
+    for (std::uint64_t first = 0; first + count <= 100; first += count) {
+      ASSERT_TRUE(s.append(count));
+      const std::vector<PageId> pages = pages_of(s);
+      const std::uint64_t seen = first > kWindow ? first - kWindow : 0;
+      for (std::uint64_t page = 0; page < pages.size(); ++page) {
+        EXPECT_EQ(pages[page] == kNullPage, page < seen / kPageSize) << page << " at " << first << " + " << count;
+      }
+    }
+  }
 }
 
 TEST(Sequence, TruncateIntoWhatAWindowReleasedIsRefused) {
   Fixture f(40, 4, {{.window_left = 6}});
   Sequence s = f.store.open().value();
   ASSERT_TRUE(s.append(20));
+  ASSERT_TRUE(s.append(1));
   EXPECT_EQ(s.truncate(17).error(), Errc::kInvalidArgument) << "token 17 sees 11, in page 2";
-  EXPECT_EQ(s.num_tokens(), 20U);
+  EXPECT_EQ(s.num_tokens(), 21U);
   ASSERT_TRUE(s.truncate(18)) << "token 18 sees 12, in page 3";
   ASSERT_TRUE(s.append(1));
   EXPECT_EQ(s.truncate(2).error(), Errc::kInvalidArgument);
@@ -284,8 +304,10 @@ TEST(SequenceStore, TakesShapesJustWithinItsBounds) {
   const std::vector<LayerGroup> many(64, {.window_left = 0});
   SequenceStore store = SequenceStore::create(pool, 2, many).value();
   Sequence s = store.open().value();
-  ASSERT_TRUE(s.append(2)) << "a page of each group, which no token to come sees";
-  EXPECT_EQ(pool.stats().used_pages, 0U);
+  ASSERT_TRUE(s.append(2));
+  EXPECT_EQ(pool.stats().used_pages, 64U) << "a page of each group";
+  EXPECT_EQ(s.append(2).error(), Errc::kOutOfPages) << "for 36 are left, and none is given back before";
+  EXPECT_EQ(pool.stats().used_pages, 64U);
   SequenceStore moved = std::move(store);
   EXPECT_EQ(store.open().error(), Errc::kClosed);  // NOLINT(bugprone-use-after-move)
   EXPECT_EQ(store.open_sequences(), 0U);
