@@ -106,6 +106,7 @@ TEST(AttendCascade, AgreesWithOracleUnderMasks) {
       ProblemShape shape = tree();
       shape.mask = kind;
       shape.mask_per_head = per_head;
+      shape.mask_row_padding = per_head ? 3 : 0;
       shape.mask_spans = {{0, 0, 1, 0, 1024},              // all of a part that six sequences share
                           {1, 1, 2, 1024, 2048},           // of one that three share, from one of three rows
                           {2, 0, 1, 0, 2300},              // everything
@@ -133,6 +134,16 @@ TEST(AttendCascade, AgreesWithOracleUnderMasksOfDraftsAlone) {
     shape.shared_runs = {{0, 5, 2048}};
     expect_shared(shape);
   }
+}
+
+// More columns than one task takes: the listed rows of a part are several slices.
+TEST(AttendCascade, AgreesWithOracleUnderMasksOverSlicesOfRows) {
+  ProblemShape shape = tree();
+  shape.config.num_q_heads = 32;
+  shape.config.num_kv_heads = 1;
+  shape.mask = MaskKind::kBits;
+  shape.mask_per_head = true;
+  expect_shared(shape);
 }
 
 TEST(AttendCascade, AgreesWithOracleUnderMasksWithAllVariantsAtOnce) {

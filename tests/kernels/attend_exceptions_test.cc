@@ -70,6 +70,9 @@ void expect_exceptions_stay_where_seen(ProblemShape shape, Poisoned poisoned) {
                 nan = std::bit_cast<float>(kPayloads[shape.config.num_q_heads % std::size(kPayloads)]);
     poison(61, 3, poisoned == Poisoned::kKeys ? nan : -infinity);
     poison(66, 20, has_infinite_keys ? infinity : nan);
+    const AttentionConfig& config = shape.config;
+    const std::size_t v_dim = config.v_head_dim != 0 ? config.v_head_dim : config.head_dim;
+    poison(66, (poisoned == Poisoned::kValues ? v_dim : config.head_dim) - 1, has_infinite_keys ? infinity : nan);
     on_every_target(problem, [&](const char* target, Outputs finite, Outputs got) {
       const auto blank = [](std::vector<double>& wanted, std::vector<double>& found) {
         std::size_t count = 0;

@@ -20,6 +20,7 @@ void expect_oracle_under_masks(ProblemShape shape) {
       SCOPED_TRACE(::testing::Message() << "mask kind " << static_cast<int>(kind) << (per_head ? " a head" : ""));
       shape.mask = kind;
       shape.mask_per_head = per_head;
+      shape.mask_row_padding = per_head ? 0 : 7;
       shape.config.variant.causal = per_head;
       expect_oracle(shape);
     }

@@ -55,6 +55,7 @@ struct ProblemShape {
   DType q_dtype = DType::f32, out_dtype = DType::f32;
   MaskKind mask = MaskKind::kNone;
   bool mask_per_head = false;
+  std::int32_t mask_row_padding = 0;      // entries between two rows of a mask
   std::vector<MaskSpan> mask_spans = {};  // a later one overrides an earlier one
   PageLayout layout = PageLayout::kOurs;
   bool padded_table = false;
@@ -112,7 +113,11 @@ class Problem {
       batch.kv_indices = kv_indices_;
       batch.kv_last_page_len = last_page_len_;
     }
-    batch.mask = {.kind = shape_.mask, .bytes = mask_, .offsets = mask_offsets_, .head_strides = mask_head_strides_};
+    batch.mask = {.kind = shape_.mask,
+                  .bytes = mask_,
+                  .offsets = mask_offsets_,
+                  .row_strides = mask_row_strides_,
+                  .head_strides = mask_head_strides_};
     return batch;
   }
 
@@ -349,10 +354,12 @@ class Problem {
     const std::int64_t heads = shape_.mask_per_head ? config_.num_q_heads : 1;
     for (const SequenceShape& s : shape_.sequences) {
       mask_offsets_.push_back(entries);
-      mask_head_strides_.push_back(shape_.mask_per_head ? std::int64_t{s.q_len} * s.kv_len : 0);
-      entries += heads * s.q_len * s.kv_len;
+      const std::int64_t row_stride = mask_row_stride(s);
+      if (shape_.mask_row_padding != 0) mask_row_strides_.push_back(row_stride);
+      mask_head_strides_.push_back(shape_.mask_per_head ? s.q_len * row_stride : 0);
+      entries += heads * s.q_len * row_stride;
     }
-    mask_offsets_.shrink_to_fit(), mask_head_strides_.shrink_to_fit();
+    mask_offsets_.shrink_to_fit(), mask_row_strides_.shrink_to_fit(), mask_head_strides_.shrink_to_fit();
     const auto count = static_cast<std::size_t>(entries);
     const std::size_t size = shape_.mask == MaskKind::kAdditive ? sizeof(float) : 1;
     mask_.assign(shape_.mask == MaskKind::kBits ? (count + 7) / 8 : count * size, std::byte{0});
@@ -361,7 +368,8 @@ class Problem {
     for (const MaskSpan& span : shape_.mask_spans) set_mask_span(visible, span, heads);
     for (std::size_t i = 0; i < count; ++i) {
       if (shape_.mask == MaskKind::kBits && visible[i]) mask_[i / 8] |= std::byte{1} << (i % 8);
-      if (shape_.mask == MaskKind::kBool && visible[i]) mask_[i] = std::byte{2};
+      if (shape_.mask == MaskKind::kBool && visible[i])
+        mask_[i] = i % 9 == 8 ? std::byte{0xFF} : std::byte{1} << (i % 9);
       if (shape_.mask == MaskKind::kAdditive) {
         const float bias = visible[i] ? normal(random_bias) : -std::numeric_limits<float>::infinity();
         std::memcpy(mask_.data() + i * sizeof(float), &bias, sizeof(float));
@@ -370,11 +378,15 @@ class Problem {
     magnitudes_.largest_bias += shape_.mask == MaskKind::kAdditive ? 6 : 0;
   }
 
+  std::int64_t mask_row_stride(const SequenceShape& s) const {
+    return std::int64_t{s.kv_len} + shape_.mask_row_padding;
+  }
+
   void set_mask_span(std::vector<bool>& visible, const MaskSpan& span, std::int64_t heads) const {
     const SequenceShape& s = shape_.sequences[span.sequence];
     for (std::int64_t head = 0; head < heads; ++head) {
       for (std::int64_t row = span.first_row; row < span.end_row; ++row) {
-        const std::int64_t first = mask_offsets_[span.sequence] + (head * s.q_len + row) * s.kv_len;
+        const std::int64_t first = mask_offsets_[span.sequence] + (head * s.q_len + row) * mask_row_stride(s);
         std::fill(visible.begin() + first + span.first_key, visible.begin() + first + span.end_key, span.visible);
       }
     }
@@ -387,7 +399,7 @@ class Problem {
   GuardedVector<float> sinks_, slopes_;
   GuardedVector<std::int32_t> qo_indptr_, kv_indptr_, kv_indices_, last_page_len_, seq_lens_, q_start_, block_table_;
   GuardedVector<std::byte> pages_, q_, mask_;
-  GuardedVector<std::int64_t> mask_offsets_, mask_head_strides_;
+  GuardedVector<std::int64_t> mask_offsets_, mask_row_strides_, mask_head_strides_;
   KvView view_ = {};
   Magnitudes magnitudes_ = {};
 };
