@@ -49,6 +49,8 @@ install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATAD
         COMPONENT library RENAME copyright)
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATADIR}/doc/libpagedkv-dev" COMPONENT dev
         RENAME copyright)
-install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATADIR}/doc/pagedkv" COMPONENT tool
-        RENAME copyright)
+if(TARGET pagedkv_program)
+  install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATADIR}/doc/pagedkv" COMPONENT tool
+          RENAME copyright)
+endif()
 include(CPack)

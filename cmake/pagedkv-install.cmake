@@ -50,5 +50,9 @@ install(FILES "${CMAKE_CURRENT_BINARY_DIR}/pagedkv.pc" DESTINATION "${CMAKE_INST
 # The PHP classes, which call the shared library, where Debian's PHP looks for them.
 set(php_classes "${PROJECT_SOURCE_DIR}/bindings/php/PagedKV")
 if(DEFINED shared_target AND EXISTS "${php_classes}")
+  file(STRINGS "${php_classes}/KVCache.php" php_loads REGEX "'libpagedkv\\.so\\.${PROJECT_VERSION_MAJOR}\\.${PROJECT_VERSION_MINOR}'")
+  if(NOT php_loads)
+    message(FATAL_ERROR "KVCache.php loads another libpagedkv than that of ${PROJECT_VERSION}")
+  endif()
   install(DIRECTORY "${php_classes}" DESTINATION "${CMAKE_INSTALL_DATADIR}/php" COMPONENT php)
 endif()

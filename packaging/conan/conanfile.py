@@ -8,6 +8,8 @@ from conan.tools.cmake import CMake, CMakeDeps, CMakeToolchain, cmake_layout
 from conan.tools.files import copy, load, rmdir
 from conan.tools.gnu import PkgConfigDeps
 
+required_conan_version = ">=2.31"  # for ignored_requires
+
 
 class Pagedkv(ConanFile):
     """The library alone: headers and one static or shared library."""

@@ -26,6 +26,11 @@ case $kind in
   shared | static)
     install_moved
     run_consumer -DCMAKE_PREFIX_PATH="$work/prefix" -DPAGEDKV_COMPONENTS="$kind"
+    if [ "$kind" = static ]; then
+      rm -rf "$work/build"
+      consumer=${consumer}_c
+      run_consumer -DCMAKE_PREFIX_PATH="$work/prefix"
+    fi
     ;;
   subdirectory)
     run_consumer -DPAGEDKV_SOURCE_DIR="$source" -DCMAKE_CXX_COMPILER_LAUNCHER="$(command -v ccache || true)"
