@@ -15,6 +15,12 @@ fail() {
   exit 1
 }
 
+# usage CODE: prints the comment at the head of the script that runs, up to where it sources this file, and ends it.
+usage() {
+  sed -n '2,/^source/{/^#/s/^# \{0,1\}//p}' "scripts/${0##*/}"
+  exit "$1"
+}
+
 # need_packages GROUP...: installs what is missing of these groups of scripts/packages.
 need_packages() {
   local groups missing=() package sudo=()

@@ -124,8 +124,9 @@ class TorchSdpa:
             if s.query_len == s.context:
                 self.options["is_causal"] = True
             else:
-                visible = torch.ones(s.query_len, s.context, dtype=torch.bool)
-                self.options["attn_mask"] = visible.tril(s.context - s.query_len)
+                # Additive and in the format of the queries: a boolean one would be converted within every call.
+                hidden = torch.ones(s.query_len, s.context, dtype=torch.bool).triu(s.context - s.query_len + 1)
+                self.options["attn_mask"] = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill(hidden, float("-inf"))
 
     def run(self, copy: int) -> None:
         self.out = self.attend(self.q, self.k[copy], self.v[copy], **self.options)
