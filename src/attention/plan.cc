@@ -254,8 +254,8 @@ Result<void> Planned::build(const AttentionConfig& layer, const AttentionBatch& 
   auto read = attention::read_layer(layer);
   if (!read.has_value()) return read.error();
   if (auto checked = attention::check_batch(layer, batch); !checked) return checked;
-  auto found = layer.target.empty() ? active_target() : find_target(layer.target);
-  if (!found.has_value()) return Error{Errc::kUnsupported, found.error().what};
+  const auto found = cpu::choose_target(layer.target);
+  if (!found) return found.error();
   target = *found;
   config = layer;
   config.target = {};

@@ -79,8 +79,8 @@ Result<void> write_kv(const AttentionConfig& config, const KvWriteView& pages, s
   }
   if (auto checked = attention::check_view(*params, pages, page_id_limit(slots, config.page_size)); !checked)
     return checked;
-  auto found = config.target.empty() ? active_target() : find_target(config.target);
-  if (!found.has_value()) return Error{Errc::kUnsupported, found.error().what};
+  const auto found = cpu::choose_target(config.target);
+  if (!found) return found.error();
 
   const std::size_t token_bytes =
       std::size_t{params->num_kv_heads} * (params->head_dim + params->v_head_dim) * size_of(params->kv_dtype);

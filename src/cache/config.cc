@@ -8,7 +8,7 @@
 
 #include "attention/batch.h"
 #include "core/align.h"
-#include "pagedkv/cpu.h"
+#include "cpu/targets.h"
 
 namespace pagedkv::cache {
 namespace {
@@ -81,8 +81,8 @@ Result<void> Config::assign(const KvCacheOptions& options) noexcept try {
   if (!capacity) return capacity.error();
   if (options.huge_pages > HugePages::kTransparent) return invalid("huge_pages is unknown");
   // Chosen here, once: all steps compute alike, and none of them looks at the environment.
-  const auto target = options.target.empty() ? active_target() : find_target(options.target);
-  if (!target) return Error{Errc::kUnsupported, "target is unknown or cannot run on this machine"};
+  const auto target = cpu::choose_target(options.target);
+  if (!target) return target.error();
   target_ = (*target)->name;
   capacity_pages_ = *capacity;
   copy_borrowed(options);

@@ -10,9 +10,9 @@
 
 #include "cache/page_layout.h"
 #include "core/align.h"
+#include "cpu/targets.h"
 #include "format/convert.h"
 #include "memory/page_array.h"
-#include "pagedkv/cpu.h"
 #include "pool/pool_impl.h"
 
 namespace pagedkv {
@@ -98,8 +98,8 @@ Result<void> DenseCache::Impl::assign(const DenseCacheOptions& wanted) {
   if (wanted.max_seq_len == 0 || wanted.max_seq_len > kMaxSequenceTokens) return invalid("max_seq_len must be 1..2^30");
   Result<cache::PageLayout> made = layout_of(wanted);
   if (!made) return made.error();
-  const auto found = wanted.target.empty() ? active_target() : find_target(wanted.target);
-  if (!found) return Error{Errc::kUnsupported, "target is unknown or cannot run on this machine"};
+  const auto found = cpu::choose_target(wanted.target);
+  if (!found) return found.error();
   options = wanted;
   layout = *made;
   target = (*found)->name;

@@ -57,8 +57,12 @@ class HandleTable {
     ~Use() {
       if (slot_ != nullptr) table_->leave(index_, *slot_);
     }
-    /// Makes the handle invalid at once; the object goes when the last call on it ends, this one included.
-    void close() noexcept { slot_->word.fetch_or(kClosing, std::memory_order_acq_rel); }
+    /// Makes the handle invalid at once; the object goes when this call ends, the only one on it.
+    void close() noexcept
+      requires(kAccess == Access::kExclusive)  // of several calls at once each would be told that it closed the handle
+    {
+      slot_->word.fetch_or(kClosing, std::memory_order_acq_rel);
+    }
     T* operator->() const noexcept { return &*slot_->object; }
     T& operator*() const noexcept { return *slot_->object; }
 

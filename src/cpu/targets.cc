@@ -87,5 +87,11 @@ Target target_of(const TargetInfo& info) noexcept {
   return Target::kScalar;
 }
 
+Result<const TargetInfo*> choose_target(std::string_view name) noexcept {
+  auto found = name.empty() ? active_target() : find_target(name);
+  if (!found) return Error{Errc::kUnsupported, found.error().what};
+  return found;
+}
+
 }  // namespace cpu
 }  // namespace pagedkv

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "pagedkv/cpu.h"
 
@@ -14,5 +15,8 @@ enum class Target : std::uint8_t { kAmx, kAvx512, kAvx2, kSse4, kNeon, kScalar }
 
 /// The number of a target that `targets()`, `find_target` or `active_target` returned.
 Target target_of(const TargetInfo& info) noexcept;
+
+/// The target of that name, or the active one for none. Errors: kUnsupported (unknown, or cannot run here)
+Result<const TargetInfo*> choose_target(std::string_view name) noexcept;
 
 }  // namespace pagedkv::cpu

@@ -99,8 +99,7 @@ namespace sequence {
 ///
 /// Errors: kOutOfPages, kOutOfMemory, kOsError; kClosed, kBusy (a sequence closed, or in another step);
 ///         kInvalidArgument  no items, null, of another store, listed twice, no new tokens, a length above
-///         kMaxSequenceTokens,
-///                           ids of the wrong count or other than those known
+///                           kMaxSequenceTokens, ids of the wrong count or other than those known
 /// Cost:   one pool call; O(items + new pages); copies pages that are shared and written.
 Result<void> reserve(SequenceStore::Impl& store, std::span<const ReserveItem> items) noexcept;
 
