@@ -401,7 +401,7 @@ class Attention {
   float* slab_;     // [64][kSlabDims] of V, transposed of K, or [8][layout_.q_stride] of K
   float* zeros_;    // [layout_.out_stride], a row of V in any format
   const std::byte* exceptions_[kBlockKeys];  // rows of V that were set aside
-  Prefetcher prefetcher_;
+  Prefetcher prefetcher_{cpu::prefetch_order()};
 };
 
 }  // namespace pagedkv::kernels::HWY_NAMESPACE

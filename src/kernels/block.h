@@ -90,7 +90,7 @@ inline void find_rows_ahead(RowsAhead& ahead, const AttendParams& params, const 
                     });
 }
 
-using Prefetcher = StreamPrefetcher<8>;
+using Prefetcher = StreamPrefetcher<8, PrefetchToL2, true>;
 
 /// Keys of a block that one row sees by causality and window, relative to the block's begin; empty if first >= last.
 struct Span {

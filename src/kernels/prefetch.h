@@ -3,12 +3,15 @@
 // Layer: kernels. Measured on a Sapphire Rapids class Xeon (docs/KERNELS.md): what limits a core is how many lines it
 // waits for at once. A software prefetch holds one of 16 line buffers until its line is there; the hardware's streams
 // into L2 hold none, but a stream needs requests for rising lines of one OS page, and time. So prefetches go round
-// several OS pages, four lines each: as many streams run ahead of them, and most prefetches find their line in L2.
+// several OS pages, four lines each: as many streams run ahead of them, and most prefetches find their line in L2. Not
+// so on Zen 5, which wants one line after the other (cpu/prefetch_order.h).
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+
+#include "cpu/prefetch_order.h"
 
 namespace pagedkv::kernels {
 
@@ -93,11 +96,17 @@ struct PrefetchToL2 {
 /// is translated, and what follows waits (where a virtual machine's host maps pages of 4 KiB, 100 ns and more a page).
 /// Side by side the page walks overlap. No more than a round ahead: each of these lines begins a stream of the
 /// hardware, which follows 32 pages; beyond, streams are lost before they are used.
-template <int kStreams, class Prefetch = PrefetchToL2>
+///
+/// One that adapts to the CPU may ask page after page instead: a round is one page then, and two lines are asked for at
+/// once (the second may be one behind the rows).
+template <int kStreams, class Prefetch = PrefetchToL2, bool kAdapts = false>
 class StreamPrefetcher {
   static_assert(RowsAhead::kMaxPieces % kStreams == 0);
 
  public:
+  explicit StreamPrefetcher(cpu::PrefetchOrder order = cpu::PrefetchOrder::kPagesInTurn) noexcept
+      : page_after_page_(kAdapts && order == cpu::PrefetchOrder::kPageAfterPage) {}
+
   /// All lines of `rows` over about `num_steps` calls of step(), and the first lines of what comes after them, if that
   /// is known. Both stay as they are meanwhile.
   void start(const RowsAhead& rows, const RowsAhead* after, std::size_t num_steps) noexcept {
@@ -106,7 +115,7 @@ class StreamPrefetcher {
     for (const RowsAhead::Piece* piece = rows.begin(); piece != rows.end(); ++round) {
       *round = round_of(piece, rows);
       for (; piece != round->end; ++piece) round->bytes = std::max(round->bytes, piece->end - piece->begin);
-      num_groups += (round->end - round->begin) * ((round->bytes + kGroupBytes - 1) / kGroupBytes);
+      num_groups += (round->end - round->begin) * ((round->bytes + group_bytes() - 1) / group_bytes());
     }
     *round = after == nullptr ? Round{nullptr, nullptr, 0} : round_of(after->begin(), *after);
     pace_ = num_groups * kOne / static_cast<std::ptrdiff_t>(num_steps + 1) + 1;
@@ -119,8 +128,9 @@ class StreamPrefetcher {
   }
 
  private:
-  static constexpr std::ptrdiff_t kGroupBytes = 256;  // of one page before the next one
-  static constexpr std::ptrdiff_t kOne = 1 << 16;     // a group, in the units of `pace_` and `credit_`
+  static constexpr std::ptrdiff_t kGroupBytes = 256;  // of one page before the next one, if pages are read in turn
+  static constexpr std::ptrdiff_t kPairBytes = 2 * kLineBytes;  // asked for at once, if they are read one after another
+  static constexpr std::ptrdiff_t kOne = 1 << 16;               // a group, in the units of `pace_` and `credit_`
 
   // Pages that are read side by side.
   struct Round {
@@ -128,11 +138,23 @@ class StreamPrefetcher {
     const RowsAhead::Piece* end;
     std::ptrdiff_t bytes;  // of the longest; 0 behind the last round
   };
-  static Round round_of(const RowsAhead::Piece* first, const RowsAhead& rows) noexcept {
-    return {first, rows.end() - first > kStreams ? first + kStreams : rows.end(), 0};
+  Round round_of(const RowsAhead::Piece* first, const RowsAhead& rows) const noexcept {
+    return {first, rows.end() - first > streams() ? first + streams() : rows.end(), 0};
   }
 
+  [[gnu::always_inline]] bool is_page_after_page() const noexcept { return kAdapts && page_after_page_; }
+  int streams() const noexcept { return is_page_after_page() ? 1 : kStreams; }
+  std::ptrdiff_t group_bytes() const noexcept { return is_page_after_page() ? kPairBytes : kGroupBytes; }
+
   [[gnu::always_inline]] void emit() noexcept {
+    if (is_page_after_page()) {
+      Prefetch::line(line_);
+      Prefetch::line(line_ + kLineBytes);
+      line_ += kPairBytes;
+      if (line_ >= line_end_) [[unlikely]]
+        begin_round(round_ + 1);
+      return;
+    }
     const std::byte* const line = piece_->begin + offset_;
     const std::ptrdiff_t bytes = piece_->end - line;
     if (bytes >= kGroupBytes) [[likely]] {
@@ -154,6 +176,7 @@ class StreamPrefetcher {
       pace_ = credit_ = 0;
       return;
     }
+    if (is_page_after_page()) line_ = piece_->begin, line_end_ = piece_->end;
     for (const RowsAhead::Piece* next = round[1].begin; next != round[1].end; ++next) {
       Prefetch::line(next->begin);
     }
@@ -163,7 +186,10 @@ class StreamPrefetcher {
   const Round* round_ = rounds_;
   std::ptrdiff_t offset_ = 0;             // bytes from the begin of each piece
   std::ptrdiff_t pace_ = 0, credit_ = 0;  // groups a step, and groups owed
-  Round rounds_[std::size_t{RowsAhead::kMaxPieces} / kStreams + 1];
+  Round rounds_[std::size_t{RowsAhead::kMaxPieces} / (kAdapts ? 1 : kStreams) + 1];
+  bool page_after_page_;
+  const std::byte* line_ = nullptr;  // page after page: the next line, and where its page ends
+  const std::byte* line_end_ = nullptr;
 };
 
 }  // namespace pagedkv::kernels

@@ -136,6 +136,36 @@ TEST(StreamPrefetcher, AsksForEveryLineWithinItsStepsAndTheFirstOfTheNextRows) {
   }
 }
 
+TEST(StreamPrefetcher, AsksPageAfterPageWhereTheCpuWantsIt) {
+  for (const std::uintptr_t num_pages : {1U, 9U, 256U}) {
+    for (const std::size_t num_steps : {1U, 300U, 50000U}) {
+      RowsAhead rows, after;
+      std::vector<std::uintptr_t> want;
+      for (std::uintptr_t page = 0; page < num_pages; ++page) {
+        const std::uintptr_t begin = kPool + 2 * page * std::uintptr_t{kOsPageBytes};
+        const std::uintptr_t bytes = page % 3 == 0 ? 1024 : 4096;
+        rows.add(at(begin), static_cast<std::int64_t>(bytes));
+        for (std::uintptr_t line = begin; line < begin + bytes; line += std::uintptr_t{kLineBytes})
+          want.push_back(line);
+      }
+      after.add(at(2 * kPool), 4096);
+      Recorder::lines.clear();
+      StreamPrefetcher<8, Recorder, true> prefetcher(cpu::PrefetchOrder::kPageAfterPage);
+      prefetcher.start(rows, &after, num_steps);
+      for (std::size_t step = 0; step < num_steps + 1; ++step) prefetcher.step();
+      std::vector<std::uintptr_t> got;  // each once, but the first line of a page, also asked for a page ahead
+      std::set<std::uintptr_t> begun;
+      for (const std::uintptr_t line : Recorder::lines) {
+        if (line % std::uintptr_t{kOsPageBytes} != 0 || !begun.insert(line).second) got.push_back(line);
+      }
+      std::erase(want, kPool);  // of the first page, which nothing comes before
+      std::erase(got, kPool);
+      EXPECT_EQ(got, want) << num_pages << " pages, " << num_steps << " steps";
+      EXPECT_TRUE(begun.contains(2 * kPool));
+    }
+  }
+}
+
 TEST(RowsAhead, AddsWhatFits) {
   RowsAhead rows;
   for (std::uintptr_t row = 0; row < 300; ++row) rows.add(at(kPool + row * 8192), 64);
