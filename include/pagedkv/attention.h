@@ -33,8 +33,9 @@ struct AttentionVariant {
   std::span<const float> sinks = {};         ///< [num_q_heads] learned logits that join the softmax without a value.
   std::span<const float> alibi_slopes = {};  ///< [num_q_heads].
   /// f16 pages: K, V, queries and weights may be rounded to bf16 for the matrix units, which is several times as fast;
-  /// off, f16 is computed at f32 precision. Only "amx" does so, for sequences that bring more than 16 query rows times
-  /// query heads of a kv head (so too parts shared by `cascade`); all else is as without. Bound: docs/NUMERICS.md.
+  /// off, f16 is computed at f32 precision. Only "amx" and "avx512_bf16" do so, for sequences that bring more than 16
+  /// query rows times query heads of a kv head (so too parts shared by `cascade`); all else is as without. Bound:
+  /// docs/NUMERICS.md.
   bool f16_as_bf16 = false;
 };
 
@@ -51,9 +52,9 @@ struct AttentionConfig {
   /// Sequences of a batch whose leading pages are the same ids, wherever they stand in it, read them once, for all of
   /// them, in parts of 1024 or 2048 tokens; those among them that go on in common do so for what follows, level by
   /// level. Beside a window, those share a part whose rows all see the whole of it, but for what their masks hide. Only
-  /// by sequences of at most 16 query rows. The shared parts run as matrix work, on "amx" with bf16 weights: still
-  /// within the bound of docs/NUMERICS.md, but the last bits of a row then depend on which other sequences share its
-  /// pages.
+  /// by sequences of at most 16 query rows. The shared parts run as matrix work, on "amx" and "avx512_bf16" with bf16
+  /// weights: still within the bound of docs/NUMERICS.md, but the last bits of a row then depend on which other
+  /// sequences share its pages.
   bool cascade = false;
 };
 

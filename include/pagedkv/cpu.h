@@ -12,8 +12,8 @@
 
 namespace pagedkv {
 
-/// One compiled instruction set of the kernels. Names, best first on x86: "amx", "avx512", "avx2", "sse4", "scalar";
-/// on Arm: "neon", "scalar".
+/// One compiled instruction set of the kernels. Names, best first on x86: "amx", "avx512_bf16", "avx512", "avx2",
+/// "sse4", "scalar"; on Arm: "neon", "scalar".
 struct TargetInfo {
   const char* name;         ///< Lower case; what PAGEDKV_TARGET and `AttentionConfig::target` take.
   const char* description;  ///< One line.

@@ -14,13 +14,17 @@ namespace pagedkv {
 namespace {
 
 #if HWY_ARCH_X86
-constexpr std::size_t kNumTargets = 5;
-constexpr std::array<cpu::Target, kNumTargets> kNumbers = {cpu::Target::kAmx, cpu::Target::kAvx512, cpu::Target::kAvx2,
-                                                           cpu::Target::kSse4, cpu::Target::kScalar};
+constexpr std::size_t kNumTargets = 6;
+constexpr std::array<cpu::Target, kNumTargets> kNumbers = {cpu::Target::kAmx,    cpu::Target::kAvx512Bf16,
+                                                           cpu::Target::kAvx512, cpu::Target::kAvx2,
+                                                           cpu::Target::kSse4,   cpu::Target::kScalar};
 
 std::array<TargetInfo, kNumTargets> detect() noexcept {
+  __builtin_cpu_init();
   const auto has = [](std::int64_t target) { return (hwy::SupportedTargets() & target) != 0; };
   return {{{"amx", "AMX tiles for bf16, AVX-512 for the rest", cpu::amx_usable()},
+           {"avx512_bf16", "AVX-512 BF16 for prefill over bf16, AVX-512 for the rest",
+            has(HWY_AVX3) && __builtin_cpu_supports("avx512bf16")},
            {"avx512", "AVX-512 F, BW, CD, DQ, VL", has(HWY_AVX3)},
            {"avx2", "AVX2, FMA, F16C, BMI2", has(HWY_AVX2)},
            {"sse4", "SSE4.2", has(HWY_SSE4)},

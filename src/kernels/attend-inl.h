@@ -36,8 +36,8 @@ using format::HWY_NAMESPACE::with_codec;
 /// One task at work: its scratch, cut into arrays, and the steps over a block.
 class Attention {
  public:
-  Attention(const AttendParams& params, const AttendTask& task, std::byte* scratch)
-      : params_(params), task_(task), layout_(params, task.num_rows), stored_(stored()) {
+  Attention(const AttendParams& params, const AttendTask& task, const StoredRows& stored, std::byte* scratch)
+      : params_(params), task_(task), layout_(params, stored.many, task.num_rows), stored_(stored) {
     q_ = reinterpret_cast<float*>(scratch);
     out_ = q_ + layout_.q_floats;
     scores_ = out_ + layout_.out_floats;
@@ -48,8 +48,8 @@ class Attention {
     zeros_ = slab_ + layout_.slab_floats;
   }
 
-  static std::size_t scratch_bytes(const AttendParams& params, std::int32_t max_rows) {
-    const Layout layout(params, max_rows);
+  static std::size_t scratch_bytes(const AttendParams& params, const StoredRows& stored, std::int32_t max_rows) {
+    const Layout layout(params, stored.many, max_rows);
     return sizeof(float) * (layout.q_floats + layout.out_floats + layout.score_floats + 3 * layout.rows +
                             layout.slab_floats + layout.out_stride);
   }
@@ -81,23 +81,24 @@ class Attention {
   // Sizes of the arrays, each a multiple of 16 floats so that all of them stay aligned to a cache line.
   struct Layout {
     static constexpr std::size_t kAligned = 16;
-    Layout(const AttendParams& params, std::int32_t num_rows) {
+    Layout(const AttendParams& params, const ManyRows& many, std::int32_t num_rows) {
       heads = static_cast<std::size_t>(num_rows) * params.group;
       rows = round_up(heads + kSoftmaxRows - 1, kAligned);
       out_stride = round_up(params.v_head_dim, kAligned);
       q_stride = round_up(params.head_dim, kAligned);
       const std::size_t whole_quads = round_up(heads, kQuad);
-      q_floats = whole_quads * round_up(q_stride, kSlabDims);
+      term_floats = heads * round_up(params.head_dim, many.dims_per_unit * kSlabUnits) / many.dims_per_unit;
+      q_floats = std::max(whole_quads * q_stride, many.query_terms * term_floats);
       out_floats = heads * out_stride;
       score_floats = whole_quads * static_cast<std::size_t>(kBlockKeys);
-      slab_floats = std::max(static_cast<std::size_t>(kBlockKeys) * kSlabDims, kMaxQuadKeys * q_stride);
+      slab_floats = std::max(static_cast<std::size_t>(kBlockKeys) * kSlabUnits, kMaxQuadKeys * q_stride);
     }
-    std::size_t heads, rows, q_stride, out_stride, q_floats, out_floats, score_floats, slab_floats;
+    std::size_t heads, rows, q_stride, out_stride, term_floats, q_floats, out_floats, score_floats, slab_floats;
   };
 
   std::size_t first_head() const { return std::size_t{task_.kv_head} * params_.group; }
 
-  // Queries to f32, times sm_scale; empty states.
+  // Queries, times sm_scale unless scores will be; empty states.
   void begin() {
     std::fill_n(q_, layout_.q_floats, 0.0F);
     std::fill_n(slab_, layout_.q_stride, 0.0F);
@@ -107,13 +108,17 @@ class Attention {
       const auto row = static_cast<std::size_t>(query_row(task_, row_of(at)));
       const std::size_t from = (row * params_.num_q_heads + first_head() + at % params_.group) * params_.head_dim;
       prefetch_at_seam();
-      if (is_few()) {
-        load_row(params_.q, params_.q_dtype, from, params_.head_dim, slab_);
-        stored_.spread_query(slab_, params_.head_dim, width, q_ + at * width, stride);
-        continue;
+      if (at % params_.group == 0 && at + params_.group < layout_.heads) {
+        const auto next = static_cast<std::size_t>(query_row(task_, row_of(at + params_.group)));
+        prefetch_row<0>(params_.q, (next * params_.num_q_heads + first_head()) * params_.head_dim,
+                        params_.group * params_.head_dim, params_.q_dtype);
       }
-      for (std::size_t dim = 0; dim < params_.head_dim; dim += kSlabDims) {
-        load_row(params_.q, params_.q_dtype, from + dim, std::min(kSlabDims, params_.head_dim - dim), q_slab(at, dim));
+      load_query(from);
+      if (is_few()) {
+        stored_.spread_query(slab_, params_.head_dim, width, q_ + at * width, stride);
+      } else {
+        stored_.many.store_query(slab_, params_.head_dim, q_slab(at, 0), layout_.heads * kSlabUnits,
+                                 layout_.term_floats);
       }
     }
     std::fill_n(out_, layout_.out_floats, 0.0F);
@@ -122,18 +127,25 @@ class Attention {
     std::fill_n(zeros_, layout_.out_stride, 0.0F);
   }
 
-  // Of many rows: the query row of a (row, head) pair from `dim` on, a multiple of kSlabDims. kSlabDims from one to the
-  // next.
-  float* q_slab(std::size_t at, std::size_t dim) const { return q_ + dim * layout_.heads + at * kSlabDims; }
+  // Of many rows: the query row of a (row, head) pair from `unit` on, a multiple of kSlabUnits. kSlabUnits from one to
+  // the next.
+  float* q_slab(std::size_t at, std::size_t unit) const { return q_ + unit * layout_.heads + at * kSlabUnits; }
 
-  void load_row(const void* base, DType dtype, std::size_t from, std::size_t count, float* to) const {
-    with_codec(dtype, [&]<class Codec>(Codec) HWY_ATTR {
-      const auto* const elements = static_cast<const typename Codec::Stored*>(base) + from;
+  // Few rows always multiply in f32.
+  bool scales_scores() const { return stored_.many.scales_scores && !is_few(); }
+
+  // A row of queries as f32 to the slab.
+  void load_query(std::size_t from) const {
+    with_codec(params_.q_dtype, [&]<class Codec>(Codec) HWY_ATTR {
+      const auto* const elements = static_cast<const typename Codec::Stored*>(params_.q) + from;
       const F32 d;
-      const VecF32 scale = hn::Set(d, params_.sm_scale);
+      const float factor = scales_scores() ? 1.0F : params_.sm_scale;
+      const VecF32 scale = hn::Set(d, factor);
       std::size_t i = 0;
-      for (; i + kLanes <= count; i += kLanes) hn::StoreU(hn::Mul(Codec::load(elements + i), scale), d, to + i);
-      for (; i < count; ++i) to[i] = format::to_f32(elements[i]) * params_.sm_scale;
+      for (; i + kLanes <= params_.head_dim; i += kLanes) {
+        hn::StoreU(hn::Mul(Codec::load(elements + i), scale), d, slab_ + i);
+      }
+      for (; i < params_.head_dim; ++i) slab_[i] = format::to_f32(elements[i]) * factor;
     });
   }
 
@@ -185,6 +197,14 @@ class Attention {
       add_exceptions(block, exceptions, begin, end);
   }
 
+  // Elements of queries or outputs that come next: the rows of a task are far apart, so no stream of the hardware
+  // covers them.
+  template <int kWrite>
+  static void prefetch_row(const void* base, std::size_t from, std::size_t count, DType dtype) {
+    const auto* const begin = static_cast<const std::byte*>(base) + from * size_of(dtype);
+    for (std::size_t at = 0; at < count * size_of(dtype); at += kLineBytes) __builtin_prefetch(begin + at, kWrite, 3);
+  }
+
   // Where a task begins or ends the prefetcher goes on, so that memory is kept busy.
   static constexpr std::size_t kSeamSteps = 4;  // a row and head
   void prefetch_at_seam() {
@@ -227,29 +247,25 @@ class Attention {
 
   static bool is_empty(Span keys) { return keys.first >= keys.last; }
 
-  StoredRows stored() const {
-    if (params_.kv_dtype == DType::f32) return find_stored_f32();
-    return params_.kv_dtype == DType::f16 ? find_stored_f16() : find_stored_bf16();
-  }
-
   // Tasks of a few rows (decode) read K and V as they are stored; their queries and sums are in parts.
-  bool is_few() const { return layout_.heads <= kFewRows; }
+  bool is_few() const { return layout_.heads <= stored_.max_few_rows; }
 
   // Of all rows of a task whose scores are computed in quads, else 0.
-  std::size_t quads() const { return quads_of(layout_.heads); }
+  std::size_t quads() const { return is_few() ? quads_of(layout_.heads) : 0; }
 
   // About how many steps of the prefetcher the work on a block takes.
   std::size_t steps(const Block& block, std::size_t rows) const {
     const std::size_t keys = static_cast<std::size_t>(block.last - block.first);
     if (is_few()) return steps_of_few(keys, params_.head_dim, params_.v_head_dim, rows, quads());
+    const ManyRows& many = stored_.many;
     const std::size_t key_vectors = (keys + kLanes - 1) / kLanes;
     const std::size_t transposed = key_vectors * params_.head_dim * size_of(params_.kv_dtype) / (4 * kTileUnits);
-    const std::size_t tiles = (rows + kMaxTileRows - 1) / kMaxTileRows;
+    const std::size_t tiles = (rows + many.max_rows - 1) / many.max_rows;
     const std::size_t panel = tile_panel(rows / tiles);
     const std::size_t weighed = tiles * ((params_.v_head_dim + panel - 1) / panel) * keys / kStepLength;
     const std::size_t scored = tiles * ((keys + panel - 1) / panel) * params_.head_dim / kStepLength;
-    const std::size_t packed = (params_.v_head_dim + kSlabDims - 1) / kSlabDims * keys / kPackedKeys;
-    return transposed + scored + packed + weighed;
+    const std::size_t packed = (params_.v_head_dim + many.value_dims - 1) / many.value_dims * keys / kPackedKeys;
+    return transposed + packed + (scored + weighed) / many.dims_per_unit;
   }
 
   void score(const Block& block, Prefetcher& prefetcher, std::size_t begin, std::size_t end) {
@@ -259,17 +275,19 @@ class Attention {
       return stored_.score_few(block, dim_count, q_ + begin * kLanes, layout_.heads * kLanes, end - begin,
                                scores_ + begin * kBlockKeys, prefetcher);
     }
+    const ManyRows& many = stored_.many;
     const Span keys = {block.first, block.last};
-    for (std::size_t dim = 0; dim < dim_count; dim += kSlabDims) {
-      const std::size_t dims = std::min(kSlabDims, dim_count - dim);
-      stored_.pack_keys(block, dim, dims, slab_, prefetcher);
+    const std::size_t slab_dims = many.dims_per_unit * kSlabUnits;
+    const std::size_t term_stride = many.query_terms > 1 ? layout_.term_floats : 0;
+    for (std::size_t dim = 0; dim < dim_count; dim += slab_dims) {
+      const std::size_t dims = std::min(slab_dims, dim_count - dim);
+      const std::size_t units = (dims + many.dims_per_unit - 1) / many.dims_per_unit;
+      const float scale = dim + dims == dim_count ? params_.sm_scale : 1.0F;
+      many.pack_keys(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
-        const std::size_t rows = next_tile(end - at);
-        const float* const q = q_slab(at, dim);
-        float* const scores = scores_ + at * kBlockKeys;
-        with_rows<kMaxTileRows>(rows, [&](auto count) HWY_ATTR {
-          score_rows<count()>(q, slab_, dims, keys, scores, dim != 0, prefetcher);
-        });
+        const std::size_t rows = next_tile(end - at, many.max_rows);
+        many.score(rows, q_slab(at, dim / many.dims_per_unit), term_stride, slab_, units, keys,
+                   scores_ + at * kBlockKeys, dim != 0, scale, prefetcher);
         at += rows;
       }
     }
@@ -289,16 +307,15 @@ class Attention {
       }
       return;
     }
-    for (std::size_t dim = 0; dim < dim_count; dim += kSlabDims) {
-      const std::size_t dims = std::min(kSlabDims, dim_count - dim);
-      stored_.pack_values(block, dim, dims, slab_, prefetcher);
+    const ManyRows& many = stored_.many;
+    for (std::size_t dim = 0; dim < dim_count; dim += many.value_dims) {
+      const std::size_t dims = std::min(many.value_dims, dim_count - dim);
+      many.pack_values(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
         const Span keys = visible(block, row_of(at));
-        const std::size_t rows = same_keys(block, keys, at, next_tile(end - at));
-        with_rows<kMaxTileRows>(rows, [&](auto count) HWY_ATTR {
-          value_rows<count()>(scores_ + at * kBlockKeys, keys, slab_, dims, decay_ + at,
-                              out_ + at * layout_.out_stride + dim, layout_.out_stride, prefetcher);
-        });
+        const std::size_t rows = same_keys(block, keys, at, next_tile(end - at, many.max_rows));
+        many.weigh(rows, scores_ + at * kBlockKeys, keys, slab_, dims, decay_ + at,
+                   out_ + at * layout_.out_stride + dim, layout_.out_stride, prefetcher);
         at += rows;
       }
     }
@@ -347,6 +364,11 @@ class Attention {
   void finish() {
     if (is_few()) change_order(stored_.from_parts, 0, layout_.heads);
     for (std::int32_t row = 0; row < task_.num_rows; ++row) {
+      if (task_.partial_out == nullptr && row + 1 < task_.num_rows) {
+        const auto next = static_cast<std::size_t>(query_row(task_, row + 1));
+        prefetch_row<1>(params_.out, (next * params_.num_q_heads + first_head()) * params_.v_head_dim,
+                        params_.group * params_.v_head_dim, params_.out_dtype);
+      }
       for (std::uint32_t g = 0; g < params_.group; ++g) {
         const std::size_t at = heads_before(row) + g;
         const float lse = normalise(at, g);
@@ -391,14 +413,14 @@ class Attention {
   const AttendTask& task_;
   const Layout layout_;
   const StoredRows stored_;
-  float* q_;        // [slabs][rows * group][kSlabDims]; of a few rows [vectors][rows * group][kLanes] or
+  float* q_;        // [terms][slabs][rows * group][kSlabUnits]; of a few rows [vectors][rows * group][kLanes] or
                     // [head_dim / 4][quads][kLanes]
   float* out_;      // [rows * group][layout_.out_stride]
   float* scores_;   // [rows * group][kBlockKeys]
   float* largest_;  // [rows * group] largest logit so far
   float* sum_;      // [rows * group] sum of e^(logit - largest)
   float* decay_;    // [rows * group] what the step at hand multiplies earlier sums by
-  float* slab_;     // [64][kSlabDims] of V, transposed of K, or [8][layout_.q_stride] of K
+  float* slab_;     // of K or V as ManyRows has them, [8][layout_.q_stride] of K, or a query
   float* zeros_;    // [layout_.out_stride], a row of V in any format
   const std::byte* exceptions_[kBlockKeys];  // rows of V that were set aside
   Prefetcher prefetcher_{cpu::prefetch_order()};

@@ -126,7 +126,7 @@ void pack_keys(const Block& block, std::size_t dim_begin, std::size_t dims, floa
   }
 }
 
-/// Elements dim_begin .. dim_begin + dims of keys [block.first, block.last) to slab [kBlockKeys][kSlabDims], padded
+/// Elements dim_begin .. dim_begin + dims of keys [block.first, block.last) to slab [kBlockKeys][kSlabUnits], padded
 /// with zeros to whole vectors.
 template <class Codec>
 void pack_values(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
@@ -134,7 +134,7 @@ void pack_values(const Block& block, std::size_t dim_begin, std::size_t dims, fl
   using Stored = typename Codec::Stored;
   for (std::int64_t key = block.first; key < block.last; ++key) {
     const std::byte* const row = block.v[key] + dim_begin * sizeof(Stored);
-    float* const to = slab + static_cast<std::size_t>(key) * kSlabDims;
+    float* const to = slab + static_cast<std::size_t>(key) * kSlabUnits;
     if (static_cast<std::size_t>(key) % kPackedKeys == 0) prefetcher.step();
     std::size_t dim = 0;
     for (; dim + kLanes <= dims; dim += kLanes) {
@@ -281,7 +281,7 @@ inline std::size_t steps_of_few(std::size_t keys, std::size_t head_dim, std::siz
 }
 
 /// Scores of a few query rows, q [vectors of head_dim][q_stride] in parts, against the block's keys.
-template <class Codec>
+template <class Codec, KeyOrder kOrder = kFewOrder>
 void score_few(const Block& block, std::size_t dims, const float* q, std::size_t q_stride, std::size_t rows,
                float* scores, Prefetcher& prefetcher) noexcept {
   for_few_rows<kMaxScoreTile>(rows, [&](std::size_t row, auto count) HWY_ATTR {
@@ -290,7 +290,7 @@ void score_few(const Block& block, std::size_t dims, const float* q, std::size_t
       score_keys<Codec, count(), kKeys, order()>(block.k + key, dims, q + row * kLanes, q_stride,
                                                  scores + row * kBlockKeys + key, prefetcher);
     };
-    if constexpr (kFewOrder == KeyOrder::kInTurns && kKeys % kQuarters == 0) {
+    if constexpr (kOrder == KeyOrder::kInTurns && kKeys % kQuarters == 0) {
       if (is_whole({block.first, block.last})) {
         for (std::size_t key = 0; key < kQuarterKeys; key += kKeys / kQuarters) {
           score(key, std::integral_constant<KeyOrder, KeyOrder::kInTurns>());
@@ -306,14 +306,14 @@ void score_few(const Block& block, std::size_t dims, const float* q, std::size_t
 }
 
 /// out [rows][out_stride] in parts = out * decay + weights * V, for a few rows that see the same keys.
-template <class Codec>
+template <class Codec, KeyOrder kOrder = kFewOrder>
 void weigh_few(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
                std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept {
   for_few_rows<kMaxSumTile>(rows, [&](std::size_t row, auto count) HWY_ATTR {
     constexpr std::size_t kVectors = tile_vectors<count()>();
     const auto add = [&](auto vectors, std::size_t dim, auto load) HWY_ATTR {
-      value_tile<count(), vectors(), kFewStepKeys, kFewOrder>(weights + row * kBlockKeys, keys, load, decay + row,
-                                                              out + row * out_stride + dim, out_stride, prefetcher);
+      value_tile<count(), vectors(), kFewStepKeys, kOrder>(weights + row * kBlockKeys, keys, load, decay + row,
+                                                           out + row * out_stride + dim, out_stride, prefetcher);
     };
     const auto load_parts = [&block](std::size_t dim) HWY_ATTR {
       return [v_rows = block.v, dim](std::size_t key, std::size_t v) HWY_ATTR {
@@ -375,10 +375,8 @@ std::uint64_t find_exceptions(const Block& block, std::size_t dims) noexcept {
 
 /// The steps of one format on this target.
 struct StoredRows {
-  void (*pack_keys)(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
-                    Prefetcher& prefetcher) noexcept;
-  void (*pack_values)(const Block& block, std::size_t dim_begin, std::size_t dims, float* slab,
-                      Prefetcher& prefetcher) noexcept;
+  ManyRows many;
+  std::size_t max_few_rows;  // (row, head) pairs of a task that read rows as they are stored
   void (*spread_query)(float* row, std::size_t dims, std::size_t width, float* q, std::size_t stride) noexcept;
   void (*to_parts)(float* row, std::size_t dims) noexcept;
   void (*from_parts)(float* row, std::size_t dims) noexcept;
@@ -393,13 +391,36 @@ struct StoredRows {
 
 template <class Codec>
 StoredRows stored_rows() noexcept {
-  return {&pack_keys<Codec>, &pack_values<Codec>,    &spread_query<Codec>, &to_parts<Codec>,       &from_parts<Codec>,
-          &score_few<Codec>, &score_in_quads<Codec>, &weigh_few<Codec>,    &find_exceptions<Codec>};
+  return {.many = {.dims_per_unit = 1,
+                   .query_terms = 1,
+                   .value_dims = kSlabUnits,
+                   .max_rows = kMaxTileRows,
+                   .scales_scores = false,
+                   .store_query = &store_query,
+                   .pack_keys = &pack_keys<Codec>,
+                   .score = &score_many,
+                   .pack_values = &pack_values<Codec>,
+                   .weigh = &weigh_many},
+          .max_few_rows = kFewRows,
+          .spread_query = &spread_query<Codec>,
+          .to_parts = &to_parts<Codec>,
+          .from_parts = &from_parts<Codec>,
+          .score_few = &score_few<Codec>,
+          .score_in_quads = &score_in_quads<Codec>,
+          .weigh_few = &weigh_few<Codec>,
+          .find_exceptions = &find_exceptions<Codec>};
 }
 
 StoredRows find_stored_f32() noexcept;
 StoredRows find_stored_f16() noexcept;
 StoredRows find_stored_bf16() noexcept;
+#if HWY_TARGET == HWY_AVX3
+/// The same for CPUs with AVX512_BF16: products of many query rows by it, over f16 if that may be rounded, and K and V
+/// read in turns by few.
+StoredRows find_stored_f32_avx512_bf16() noexcept;
+StoredRows find_stored_f16_avx512_bf16(DType q_dtype, bool f16_as_bf16) noexcept;
+StoredRows find_stored_bf16_avx512_bf16(DType q_dtype) noexcept;
+#endif
 
 }  // namespace pagedkv::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

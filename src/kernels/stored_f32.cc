@@ -2,12 +2,18 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/stored_f32.cc"
 #include "hwy/foreach_target.h"
+#include "kernels/pairs-inl.h"
 #include "kernels/stored-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pagedkv::kernels::HWY_NAMESPACE {
+using format::HWY_NAMESPACE::CodecF32;
 
-StoredRows find_stored_f32() noexcept { return stored_rows<format::HWY_NAMESPACE::CodecF32>(); }
+StoredRows find_stored_f32() noexcept { return stored_rows<CodecF32>(); }
+
+#if HWY_TARGET == HWY_AVX3
+StoredRows find_stored_f32_avx512_bf16() noexcept { return stored_rows_in_turns<CodecF32>(); }
+#endif
 
 }  // namespace pagedkv::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -5,6 +5,7 @@
 #include "format/codec-inl.h"
 #include "hwy/highway.h"
 #include "kernels/block.h"
+#include "kernels/many_rows.h"
 
 #if defined(PAGEDKV_KERNELS_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PAGEDKV_KERNELS_TILE_INL_H_
@@ -61,9 +62,10 @@ constexpr std::size_t kMinQuadRows = kLanes == 16 ? 7 : kFewRows + 1;
 constexpr std::size_t kMaxScoreTile = kLanes == 16 ? kMinQuadRows - 1 : kManyRegisters ? 8 : 6;
 constexpr std::size_t kMaxSumTile = kLanes == 16 ? kFewRows : kMaxScoreTile;
 
-// Elements of a row that many query rows convert and compute at a time. Scores over more elements go through memory in
-// between; a slab of 128 takes all of an L1 cache of 32 KiB, yet is 1.02 to 1.04 times as fast on a Zen 3 class EPYC.
-constexpr std::size_t kSlabDims = HWY_TARGET == HWY_AVX2 ? 128 : 64;
+// Units of 32 bits of a row that many query rows convert and compute at a time (many_rows.h). Scores over more go
+// through memory in between; a slab of 128 takes all of an L1 cache of 32 KiB, yet is 1.02 to 1.04 times as fast on a
+// Zen 3 class EPYC.
+constexpr std::size_t kSlabUnits = HWY_TARGET == HWY_AVX2 ? 128 : 64;
 
 // The keys of a whole block in turns: one (or a few) of each quarter, then the next ones, so that K or V is read as
 // four streams side by side. Tasks of a few rows, which read rows where they are stored; a quarter is a page of 16.
@@ -102,7 +104,7 @@ HWY_INLINE void repeat(const Body& body, std::size_t first) {
   }
 }
 
-// scores[r][key] (+)= sum over dims of q[r][dim] * slab[dim][key], for kVectors vectors of keys. q [kRows][kSlabDims].
+// scores[r][key] (+)= sum over dims of q[r][dim] * slab[dim][key], for kVectors vectors of keys. q [kRows][kSlabUnits].
 template <std::size_t kRows, std::size_t kVectors>
 HWY_INLINE void score_tile(const float* HWY_RESTRICT q, const float* HWY_RESTRICT slab, std::size_t dims,
                            float* HWY_RESTRICT scores, bool accumulate, Prefetcher& prefetcher) {
@@ -121,7 +123,7 @@ HWY_INLINE void score_tile(const float* HWY_RESTRICT q, const float* HWY_RESTRIC
     for (std::size_t v = 0; v < kVectors; ++v) k[v] = hn::LoadU(d, slab + dim * kBlockKeys + v * kLanes);
     PAGEDKV_UNROLL
     for (std::size_t r = 0; r < kRows; ++r) {
-      VecF32 element = hn::Set(d, q[r * kSlabDims + dim]);
+      VecF32 element = hn::Set(d, q[r * kSlabUnits + dim]);
       if constexpr (!kManyRegisters) PAGEDKV_KEEP_IN_REGISTER(element);
       PAGEDKV_UNROLL
       for (std::size_t v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(element, k[v], sum[r][v]);
@@ -167,12 +169,14 @@ HWY_INLINE void value_tile(const float* HWY_RESTRICT weights, Span keys, Load lo
   };
   std::size_t key = static_cast<std::size_t>(keys.first);
   if constexpr (kOrder == KeyOrder::kInTurns) {
-    static_assert(kKeys == kQuarters);
+    static_assert(kQuarters % kKeys == 0);
     if (is_whole(keys)) {
       for (std::size_t i = 0; i < kQuarterKeys; ++i) {
-        prefetcher.step();
         PAGEDKV_UNROLL
-        for (std::size_t quarter = 0; quarter < kQuarters; ++quarter) add(key_offset<kOrder>(quarter) + i);
+        for (std::size_t quarter = 0; quarter < kQuarters; ++quarter) {
+          if (quarter % kKeys == 0) prefetcher.step();
+          add(key_offset<kOrder>(quarter) + i);
+        }
       }
       key = static_cast<std::size_t>(keys.last);
     }
@@ -215,7 +219,7 @@ HWY_NOINLINE void value_rows(const float* weights, Span keys, const float* slab,
                              float* out, std::size_t out_stride, Prefetcher& prefetcher) {
   const auto load_from = [](const float* column) HWY_ATTR {
     return [column](std::size_t key, std::size_t v)
-               HWY_ATTR { return hn::LoadU(F32(), column + key * kSlabDims + v * kLanes); };
+               HWY_ATTR { return hn::LoadU(F32(), column + key * kSlabUnits + v * kLanes); };
   };
   constexpr std::size_t kVectors = tile_vectors<kRows>();
   constexpr std::size_t kPanel = kVectors * kLanes;
@@ -239,10 +243,30 @@ HWY_INLINE void with_rows(std::size_t rows, Body body) {
   body(std::integral_constant<std::size_t, kMax>());
 }
 
-// Rows of the next tile when `left` are left: tiles of nearly equal height.
-HWY_INLINE std::size_t next_tile(std::size_t left) {
-  const std::size_t tiles = (left + kMaxTileRows - 1) / kMaxTileRows;
+// Rows of the next tile of at most `max_rows` when `left` are left: tiles of nearly equal height.
+HWY_INLINE std::size_t next_tile(std::size_t left, std::size_t max_rows) {
+  const std::size_t tiles = (left + max_rows - 1) / max_rows;
   return (left + tiles - 1) / tiles;
+}
+
+// The steps of ManyRows in f32, whatever the format of the rows.
+inline void store_query(const float* row, std::size_t dims, float* q, std::size_t slab_stride, std::size_t) {
+  for (std::size_t dim = 0; dim < dims; dim += kSlabUnits, q += slab_stride) {
+    std::copy_n(row + dim, std::min(kSlabUnits, dims - dim), q);
+  }
+}
+
+inline void score_many(std::size_t rows, const float* q, std::size_t, const float* slab, std::size_t units, Span keys,
+                       float* scores, bool accumulate, float, Prefetcher& prefetcher) noexcept {
+  with_rows<kMaxTileRows>(
+      rows, [&](auto count) HWY_ATTR { score_rows<count()>(q, slab, units, keys, scores, accumulate, prefetcher); });
+}
+
+inline void weigh_many(std::size_t rows, const float* weights, Span keys, const float* slab, std::size_t dims,
+                       const float* decay, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept {
+  with_rows<kMaxTileRows>(rows, [&](auto count) HWY_ATTR {
+    value_rows<count()>(weights, keys, slab, dims, decay, out, out_stride, prefetcher);
+  });
 }
 
 }  // namespace pagedkv::kernels::HWY_NAMESPACE

@@ -70,6 +70,7 @@ namespace pagedkv::kernels {
 WriteRowFn find_write_row(cpu::Target target) noexcept {
   switch (target == cpu::Target::kAmx ? cpu::beside_amx() : target) {
 #if HWY_TARGETS & HWY_AVX3
+    case cpu::Target::kAvx512Bf16:
     case cpu::Target::kAvx512: return N_AVX3::find_write();
 #endif
 #if HWY_TARGETS & HWY_AVX2

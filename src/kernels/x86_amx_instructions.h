@@ -3,36 +3,18 @@
 // Tests of machines without AMX put a header of the same name before this one (tests/emulation).
 //
 // Layer: kernels, only for the x86_amx_*.cc files. Everything between PAGEDKV_AMX_BEGIN and PAGEDKV_AMX_END is compiled
-// for that instruction set, function by function: per-file -m flags would leak AVX-512 into inline functions of the
-// standard library that baseline code calls. For the same reason what stands there is `static` or in an unnamed
-// namespace.
+// for that instruction set (x86_isa.h).
 #pragma once
 
-#if defined(__x86_64__)
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push  // g++ 12 takes its own "undefined" vectors for mistakes (PR 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#else
-#include <immintrin.h>
-#endif
+#include "kernels/x86_isa.h"
 
+#if defined(__x86_64__)
 #include <cstdint>
 
 #define PAGEDKV_AMX_TARGET "avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"
-#define PAGEDKV_AMX_PRAGMA(tokens) _Pragma(#tokens)
-#if defined(__clang__)
-#define PAGEDKV_AMX_BEGIN_FOR(isa) \
-  PAGEDKV_AMX_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
-#define PAGEDKV_AMX_END _Pragma("clang attribute pop")
-#else
-#define PAGEDKV_AMX_BEGIN_FOR(isa) _Pragma("GCC push_options") PAGEDKV_AMX_PRAGMA(GCC target isa)
-#define PAGEDKV_AMX_END _Pragma("GCC pop_options")
-#endif
-#define PAGEDKV_AMX_BEGIN PAGEDKV_AMX_BEGIN_FOR(PAGEDKV_AMX_TARGET)
-#define PAGEDKV_AMX_INLINE __attribute__((always_inline)) inline
+#define PAGEDKV_AMX_BEGIN PAGEDKV_ISA_BEGIN(PAGEDKV_AMX_TARGET)
+#define PAGEDKV_AMX_END PAGEDKV_ISA_END
+#define PAGEDKV_AMX_INLINE PAGEDKV_ISA_INLINE
 
 PAGEDKV_AMX_BEGIN
 namespace pagedkv::kernels::amx {

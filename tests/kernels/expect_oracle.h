@@ -28,7 +28,7 @@ inline std::string to_string(const StoredFormat& format) {
 /// to change nothing.
 inline std::vector<const char*> targets_of(const AttentionConfig& config) {
   std::vector<const char*> targets = runnable_targets();
-  if (config.variant.f16_as_bf16) std::erase_if(targets, [](std::string_view name) { return name != "amx"; });
+  if (config.variant.f16_as_bf16) std::erase_if(targets, [](std::string_view name) { return !multiplies_bf16(name); });
   return targets;
 }
 

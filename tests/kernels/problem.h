@@ -419,8 +419,17 @@ inline std::vector<const char*> runnable_targets() {
   return names;
 }
 
+/// True if a target multiplies bf16, and f16 too where it may.
+inline bool multiplies_bf16(std::string_view target) { return target == "amx" || target == "avx512_bf16"; }
+
 /// The arithmetic that a target may use for a layer.
 inline Arithmetic arithmetic_of(std::string_view target, const AttentionConfig& config) {
+  if (target == "avx512_bf16") {
+    if (config.kv_dtype == DType::bf16) return {.q = kRoundBf16 * kRoundBf16, .p = kRoundBf16};
+    return config.variant.f16_as_bf16 && config.kv_dtype == DType::f16
+               ? Arithmetic{.q = kRoundBf16, .p = kRoundBf16, .kv = kRoundBf16}
+               : Arithmetic{};
+  }
   if (target != "amx") return {};
   const auto cap = static_cast<double>(config.variant.logits_soft_cap);
   if (config.kv_dtype == DType::bf16) return {.q = kRoundBf16, .p = kRoundBf16, .cap = 4e-6 * cap};

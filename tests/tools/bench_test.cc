@@ -167,6 +167,8 @@ TEST(BenchLimits, PeakUnitFollowsTargetAndFormat) {
   EXPECT_EQ(peak_unit_of("amx", DType::bf16), PeakUnit::kAmxBf16);
   EXPECT_EQ(peak_unit_of("amx", DType::f16), PeakUnit::kAmxBf16);
   EXPECT_EQ(peak_unit_of("amx", DType::f32), PeakUnit::kFma512);
+  EXPECT_EQ(peak_unit_of("avx512_bf16", DType::bf16), PeakUnit::kDot512);
+  EXPECT_EQ(peak_unit_of("avx512_bf16", DType::f16), PeakUnit::kFma512);
   EXPECT_EQ(peak_unit_of("avx512", DType::bf16), PeakUnit::kFma512);
   EXPECT_EQ(peak_unit_of("avx2", DType::f32), PeakUnit::kFma256);
   EXPECT_EQ(peak_unit_of("scalar", DType::f32), PeakUnit::kMulAdd128);

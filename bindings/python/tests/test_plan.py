@@ -224,4 +224,4 @@ def test_f16_is_computed_in_bf16_only_where_that_is_asked_for():
         pagedkv.AttentionPlan(num_q_heads=1, num_kv_heads=1, head_dim=8, page_size=32, dtype="f16", f16_as_bf16=asked,
                               **batch).run(k, v, torch.ones(20, 1, 8)) for asked in (False, True))
     assert (exact - (1 + 2**-9)).abs().max() < 1e-6
-    assert (rounded - (1 if pagedkv.active_target() == "amx" else 1 + 2**-9)).abs().max() < 2e-4
+    assert (rounded - (1 if pagedkv.active_target() in ("amx", "avx512_bf16") else 1 + 2**-9)).abs().max() < 2e-4

@@ -179,7 +179,8 @@ class AttentionBench {
     for (std::size_t copy = 0; copy < workload_.num_copies(); ++copy) plans_.push_back(make_plan(copy));
     if (shape.config.cascade) unshared_ = std::make_unique<Unshared>(shape);
     bytes_ = plans_[0].kv_bytes(workload_.view());
-    unit_ = peak_unit_of(plans_[0].target(), shape.config.kv_dtype);
+    const bool rounds_to_bf16 = shape.config.kv_dtype == DType::f16 && shape.config.variant.f16_as_bf16;
+    unit_ = peak_unit_of(plans_[0].target(), rounds_to_bf16 ? DType::bf16 : shape.config.kv_dtype);
   }
 
   /// Relative error against the oracle (bench/check.h).

@@ -81,6 +81,23 @@ constexpr int kFmaRepetitions = 5000;
   asm volatile("vzeroupper" ::: PAGEDKV_FMA_CLOBBERS);
   return kFmaRepetitions * 10.0 * 16 * 2;
 }
+
+/// Twelve chains of products of bf16 pairs, of 0.5 and 0, which cover a latency of 6 cycles at two a cycle.
+[[gnu::target("avx512f")]] double dot_512() {
+  const std::uint32_t pair = 0x3F00;
+  asm volatile("vpbroadcastd %0, %%zmm12\n" ::"m"(pair) : PAGEDKV_FMA_CLOBBERS, "xmm12");
+  for (int i = 0; i < kFmaRepetitions; ++i) {
+    asm volatile(
+        "vdpbf16ps %%zmm12, %%zmm12, %%zmm0\n vdpbf16ps %%zmm12, %%zmm12, %%zmm1\n vdpbf16ps %%zmm12, %%zmm12, %%zmm2\n"
+        "vdpbf16ps %%zmm12, %%zmm12, %%zmm3\n vdpbf16ps %%zmm12, %%zmm12, %%zmm4\n vdpbf16ps %%zmm12, %%zmm12, %%zmm5\n"
+        "vdpbf16ps %%zmm12, %%zmm12, %%zmm6\n vdpbf16ps %%zmm12, %%zmm12, %%zmm7\n vdpbf16ps %%zmm12, %%zmm12, %%zmm8\n"
+        "vdpbf16ps %%zmm12, %%zmm12, %%zmm9\n vdpbf16ps %%zmm12, %%zmm12, %%zmm10\n"
+        "vdpbf16ps %%zmm12, %%zmm12, %%zmm11\n" ::
+            : PAGEDKV_FMA_CLOBBERS);
+  }
+  asm volatile("vzeroupper" ::: PAGEDKV_FMA_CLOBBERS, "xmm12");
+  return kFmaRepetitions * 12.0 * 32 * 2;
+}
 [[gnu::target("avx2,fma")]] double fma_256() {
   const float half = 0.5F;
   asm volatile("vbroadcastss %0, %%ymm10\n vbroadcastss %0, %%ymm11\n" ::"m"(half) : PAGEDKV_FMA_CLOBBERS);
@@ -135,6 +152,7 @@ void request_tiles() {
 #else
 SumWords best_sum_words() { return sum_words_128; }
 double fma_512() { return 0; }
+double dot_512() { return 0; }
 double fma_256() { return 0; }
 double tile_products() { return 0; }
 void request_tiles() {}
@@ -173,6 +191,7 @@ std::uint64_t read_contiguous(std::span<const std::byte> memory) {
 const char* to_string(PeakUnit unit) noexcept {
   switch (unit) {
     case PeakUnit::kAmxBf16: return "amx bf16";
+    case PeakUnit::kDot512: return "bf16 dot products 512 bit";
     case PeakUnit::kFma512: return "fp32 fma 512 bit";
     case PeakUnit::kFma256: return "fp32 fma 256 bit";
     case PeakUnit::kMulAdd128: break;
@@ -182,6 +201,7 @@ const char* to_string(PeakUnit unit) noexcept {
 
 PeakUnit peak_unit_of(std::string_view target, DType kv_dtype) noexcept {
   if (target == "amx") return kv_dtype == DType::f32 ? PeakUnit::kFma512 : PeakUnit::kAmxBf16;
+  if (target == "avx512_bf16") return kv_dtype == DType::bf16 ? PeakUnit::kDot512 : PeakUnit::kFma512;
   if (target == "avx512") return PeakUnit::kFma512;
   if (target == "avx2") return PeakUnit::kFma256;
   return PeakUnit::kMulAdd128;
@@ -191,6 +211,7 @@ double run_peak(PeakUnit unit, int num_threads) {
   if (unit == PeakUnit::kAmxBf16) request_tiles();
   double (*loop)() = mul_add_128;
   if (unit == PeakUnit::kAmxBf16) loop = tile_products;
+  if (unit == PeakUnit::kDot512) loop = dot_512;
   if (unit == PeakUnit::kFma512) loop = fma_512;
   if (unit == PeakUnit::kFma256) loop = fma_256;
   constexpr int kLoopsAThread = 64;  // about 20 us each

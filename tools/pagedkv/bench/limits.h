@@ -17,11 +17,12 @@ namespace pagedkv::tool {
 std::uint64_t read_contiguous(std::span<const std::byte> memory);
 
 /// The units whose peak can be measured.
-enum class PeakUnit : std::uint8_t { kAmxBf16, kFma512, kFma256, kMulAdd128 };
+enum class PeakUnit : std::uint8_t { kAmxBf16, kDot512, kFma512, kFma256, kMulAdd128 };
 
 const char* to_string(PeakUnit unit) noexcept;
 
-/// The unit that does the matrix work of a kernel target: AMX for 16-bit pages on "amx", else fp32 FMA of its width.
+/// The unit that does the matrix work of a kernel target: AMX for 16-bit pages on "amx", products of bf16 pairs for
+/// bf16 pages on "avx512_bf16", else fp32 FMA of its width.
 PeakUnit peak_unit_of(std::string_view target, DType kv_dtype) noexcept;
 
 /// Multiplies and adds at full rate for about a millisecond, on random data in registers, on all threads of the arena.
