@@ -114,7 +114,7 @@ void pack_value_pairs(const Block& block, std::size_t dim_begin, std::size_t dim
   auto* const units_of = reinterpret_cast<std::uint32_t*>(slab);
   for (std::int64_t key = block.first / 2 * 2; key < block.last; key += 2) {
     std::uint32_t* const to = units_of + static_cast<std::size_t>(key / 2) * bf16_dots::kValueDims;
-    prefetcher.step();
+    if (static_cast<std::size_t>(key) % kPackedKeys == 0) prefetcher.step();
     for (std::size_t dim = 0; dim < dims; dim += kLanes) {
       const std::size_t count = std::min(kLanes, dims - dim);
       const VecU32 even = load_halves<Codec>(block.v[key], dim_begin + dim, count);
