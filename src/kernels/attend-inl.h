@@ -109,9 +109,7 @@ class Attention {
       const std::size_t from = (row * params_.num_q_heads + first_head() + at % params_.group) * params_.head_dim;
       prefetch_at_seam();
       if (at % params_.group == 0 && at + params_.group < layout_.heads) {
-        const auto next = static_cast<std::size_t>(query_row(task_, row_of(at + params_.group)));
-        prefetch_row<0>(params_.q, (next * params_.num_q_heads + first_head()) * params_.head_dim,
-                        params_.group * params_.head_dim, params_.q_dtype);
+        prefetch_row<0>(params_.q, params_.q_dtype, row_of(at) + 1, params_.head_dim);
       }
       load_query(from);
       if (is_few()) {
@@ -197,12 +195,16 @@ class Attention {
       add_exceptions(block, exceptions, begin, end);
   }
 
-  // Elements of queries or outputs that come next: the rows of a task are far apart, so no stream of the hardware
-  // covers them.
+  // Queries or outputs of a row that comes next: the rows of a task are far apart, so no stream of the hardware covers
+  // them.
   template <int kWrite>
-  static void prefetch_row(const void* base, std::size_t from, std::size_t count, DType dtype) {
-    const auto* const begin = static_cast<const std::byte*>(base) + from * size_of(dtype);
-    for (std::size_t at = 0; at < count * size_of(dtype); at += kLineBytes) __builtin_prefetch(begin + at, kWrite, 3);
+  void prefetch_row(const void* base, DType dtype, std::int32_t row, std::size_t dims) const {
+    const std::size_t head_bytes = dims * size_of(dtype);
+    const std::size_t head = static_cast<std::size_t>(query_row(task_, row)) * params_.num_q_heads + first_head();
+    const auto* const begin = static_cast<const std::byte*>(base) + head * head_bytes;
+    for (std::size_t at = 0; at < params_.group * head_bytes; at += kLineBytes) {
+      __builtin_prefetch(begin + at, kWrite, 3);
+    }
   }
 
   // Where a task begins or ends the prefetcher goes on, so that memory is kept busy.
@@ -260,7 +262,7 @@ class Attention {
     const ManyRows& many = stored_.many;
     const std::size_t key_vectors = (keys + kLanes - 1) / kLanes;
     const std::size_t transposed = key_vectors * params_.head_dim * size_of(params_.kv_dtype) / (4 * kTileUnits);
-    const std::size_t tiles = (rows + many.max_rows - 1) / many.max_rows;
+    const std::size_t tiles = (rows + kMaxTileRows - 1) / kMaxTileRows;
     const std::size_t panel = tile_panel(rows / tiles);
     const std::size_t weighed = tiles * ((params_.v_head_dim + panel - 1) / panel) * keys / kStepLength;
     const std::size_t scored = tiles * ((keys + panel - 1) / panel) * params_.head_dim / kStepLength;
@@ -285,7 +287,7 @@ class Attention {
       const float scale = dim + dims == dim_count ? params_.sm_scale : 1.0F;
       many.pack_keys(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
-        const std::size_t rows = next_tile(end - at, many.max_rows);
+        const std::size_t rows = next_tile(end - at);
         many.score(rows, q_slab(at, dim / many.dims_per_unit), term_stride, slab_, units, keys,
                    scores_ + at * kBlockKeys, dim != 0, scale, prefetcher);
         at += rows;
@@ -313,7 +315,7 @@ class Attention {
       many.pack_values(block, dim, dims, slab_, prefetcher);
       for (std::size_t at = begin; at < end;) {
         const Span keys = visible(block, row_of(at));
-        const std::size_t rows = same_keys(block, keys, at, next_tile(end - at, many.max_rows));
+        const std::size_t rows = same_keys(block, keys, at, next_tile(end - at));
         many.weigh(rows, scores_ + at * kBlockKeys, keys, slab_, dims, decay_ + at,
                    out_ + at * layout_.out_stride + dim, layout_.out_stride, prefetcher);
         at += rows;
@@ -365,9 +367,7 @@ class Attention {
     if (is_few()) change_order(stored_.from_parts, 0, layout_.heads);
     for (std::int32_t row = 0; row < task_.num_rows; ++row) {
       if (task_.partial_out == nullptr && row + 1 < task_.num_rows) {
-        const auto next = static_cast<std::size_t>(query_row(task_, row + 1));
-        prefetch_row<1>(params_.out, (next * params_.num_q_heads + first_head()) * params_.v_head_dim,
-                        params_.group * params_.v_head_dim, params_.out_dtype);
+        prefetch_row<1>(params_.out, params_.out_dtype, row + 1, params_.v_head_dim);
       }
       for (std::uint32_t g = 0; g < params_.group; ++g) {
         const std::size_t at = heads_before(row) + g;

@@ -19,16 +19,15 @@ struct ManyRows {
   std::size_t dims_per_unit;  ///< Of queries and keys.
   std::size_t query_terms;    ///< That a query is the sum of, one behind the other.
   std::size_t value_dims;     ///< Of V in one slab.
-  std::size_t max_rows;       ///< That `score` and `weigh` take at a time.
   bool scales_scores;         ///< `score` multiplies by sm_scale; else the queries it is given have been.
 
   /// A query row of f32 to its units: those of dims 0, slab_units * dims_per_unit, ... at q, q + slab_stride, ..., the
-  /// next term behind all of them.
-  void (*store_query)(const float* row, std::size_t dims, float* q, std::size_t slab_stride, std::size_t term_stride);
+  /// next term behind all of them. What is left in `row` is nobody's.
+  void (*store_query)(float* row, std::size_t dims, float* q, std::size_t slab_stride, std::size_t term_stride);
   /// K from `dim` on to slab [units][kBlockKeys].
   void (*pack_keys)(const Block& block, std::size_t dim, std::size_t dims, float* slab,
                     Prefetcher& prefetcher) noexcept;
-  /// scores [rows][kBlockKeys] (+)= q [terms][rows][slab_units] slab, times `scale`.
+  /// scores [rows][kBlockKeys] (+)= q [terms][rows][slab_units] slab, times `scale`; up to 6 rows, as `weigh` takes.
   void (*score)(std::size_t rows, const float* q, std::size_t term_stride, const float* slab, std::size_t units,
                 Span keys, float* scores, bool accumulate, float scale, Prefetcher& prefetcher) noexcept;
   /// V from `dim` on to slab [keys / keys of a unit][value_dims], zeros up to a whole vector.

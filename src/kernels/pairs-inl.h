@@ -27,24 +27,22 @@ namespace pagedkv::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using format::HWY_NAMESPACE::CodecBf16;
 using format::HWY_NAMESPACE::CodecF16;
+using format::HWY_NAMESPACE::CodecF32;
 using format::HWY_NAMESPACE::convert_elements;
-static_assert(kSlabUnits == bf16_dots::kSlabUnits);
+static_assert(kSlabUnits == bf16_dots::kSlabUnits && kMaxTileRows == bf16_dots::kMaxRows);
 
-// A query in bf16 terms that sum up to it, to 8 bits of mantissa each.
+// A query in bf16 terms that sum up to it, to 8 bits of mantissa each. `row` is left with what they leave.
 template <std::size_t kTerms>
-void store_query_terms(const float* row, std::size_t dims, float* q, std::size_t slab_stride, std::size_t term_stride) {
+void store_query_terms(float* row, std::size_t dims, float* q, std::size_t slab_stride, std::size_t term_stride) {
   constexpr std::size_t kSlabDims = 2 * kSlabUnits;
-  for (std::size_t begin = 0; begin < dims; begin += kSlabDims, q += slab_stride) {
-    const std::size_t end = std::min(dims, begin + kSlabDims);
-    for (std::size_t dim = begin; dim < end; ++dim) {
-      float rest = row[dim];
-      for (std::size_t term = 0; term < kTerms; ++term) {
-        const bf16_t rounded = format::to_bf16(rest);
-        std::memcpy(reinterpret_cast<std::byte*>(q + term * term_stride) + (dim - begin) * sizeof(rounded), &rounded,
-                    sizeof(rounded));
-        rest -= format::to_f32(rounded);
-      }
+  for (; dims > 0; row += kSlabDims, q += slab_stride) {
+    const std::size_t count = std::min(kSlabDims, dims);
+    for (std::size_t term = 0; term < kTerms; ++term) {
+      auto* const rounded = reinterpret_cast<bf16_t*>(q + term * term_stride);
+      convert_elements<CodecF32, CodecBf16>(row, count, rounded);
+      for (std::size_t dim = 0; dim < count; ++dim) row[dim] -= format::to_f32(rounded[dim]);
     }
+    dims -= count;
   }
 }
 
@@ -131,23 +129,12 @@ ManyRows many_rows_in_pairs(DType q_dtype) noexcept {
   return {.dims_per_unit = 2,
           .query_terms = is_one_term ? std::size_t{1} : std::size_t{2},
           .value_dims = bf16_dots::kValueDims,
-          .max_rows = bf16_dots::kMaxRows,
           .scales_scores = true,
           .store_query = is_one_term ? &store_query_terms<1> : &store_query_terms<2>,
           .pack_keys = &pack_key_pairs<Codec>,
           .score = &bf16_dots::score,
           .pack_values = &pack_value_pairs<Codec>,
           .weigh = &bf16_dots::weigh};
-}
-
-// Which CPUs have AVX512_BF16 and no AMX: Zen 4 and later. On a Zen 5 class EPYC reading in turns is worth 1.07 to 1.2
-// times the rate (docs/KERNELS.md).
-template <class Codec>
-StoredRows stored_rows_in_turns() noexcept {
-  StoredRows rows = stored_rows<Codec>();
-  rows.score_few = &score_few<Codec, KeyOrder::kInTurns>;
-  rows.weigh_few = &weigh_few<Codec, KeyOrder::kInTurns>;
-  return rows;
 }
 #endif
 

@@ -281,7 +281,7 @@ inline std::size_t steps_of_few(std::size_t keys, std::size_t head_dim, std::siz
 }
 
 /// Scores of a few query rows, q [vectors of head_dim][q_stride] in parts, against the block's keys.
-template <class Codec, KeyOrder kOrder = kFewOrder>
+template <class Codec, KeyOrder kOrder>
 void score_few(const Block& block, std::size_t dims, const float* q, std::size_t q_stride, std::size_t rows,
                float* scores, Prefetcher& prefetcher) noexcept {
   for_few_rows<kMaxScoreTile>(rows, [&](std::size_t row, auto count) HWY_ATTR {
@@ -306,7 +306,7 @@ void score_few(const Block& block, std::size_t dims, const float* q, std::size_t
 }
 
 /// out [rows][out_stride] in parts = out * decay + weights * V, for a few rows that see the same keys.
-template <class Codec, KeyOrder kOrder = kFewOrder>
+template <class Codec, KeyOrder kOrder>
 void weigh_few(const Block& block, Span keys, std::size_t dims, const float* weights, const float* decay,
                std::size_t rows, float* out, std::size_t out_stride, Prefetcher& prefetcher) noexcept {
   for_few_rows<kMaxSumTile>(rows, [&](std::size_t row, auto count) HWY_ATTR {
@@ -389,12 +389,11 @@ struct StoredRows {
   std::uint64_t (*find_exceptions)(const Block& block, std::size_t dims) noexcept;
 };
 
-template <class Codec>
+template <class Codec, KeyOrder kOrder = kFewOrder>
 StoredRows stored_rows() noexcept {
   return {.many = {.dims_per_unit = 1,
                    .query_terms = 1,
                    .value_dims = kSlabUnits,
-                   .max_rows = kMaxTileRows,
                    .scales_scores = false,
                    .store_query = &store_query,
                    .pack_keys = &pack_keys<Codec>,
@@ -405,9 +404,9 @@ StoredRows stored_rows() noexcept {
           .spread_query = &spread_query<Codec>,
           .to_parts = &to_parts<Codec>,
           .from_parts = &from_parts<Codec>,
-          .score_few = &score_few<Codec>,
+          .score_few = &score_few<Codec, kOrder>,
           .score_in_quads = &score_in_quads<Codec>,
-          .weigh_few = &weigh_few<Codec>,
+          .weigh_few = &weigh_few<Codec, kOrder>,
           .find_exceptions = &find_exceptions<Codec>};
 }
 
@@ -416,7 +415,7 @@ StoredRows find_stored_f16() noexcept;
 StoredRows find_stored_bf16() noexcept;
 #if HWY_TARGET == HWY_AVX3
 /// The same for CPUs with AVX512_BF16: products of many query rows by it, over f16 if that may be rounded, and K and V
-/// read in turns by few.
+/// read in turns by few, which on a Zen 5 class EPYC is worth 1.07 to 1.2 times the rate (docs/KERNELS.md).
 StoredRows find_stored_f32_avx512_bf16() noexcept;
 StoredRows find_stored_f16_avx512_bf16(DType q_dtype, bool f16_as_bf16) noexcept;
 StoredRows find_stored_bf16_avx512_bf16(DType q_dtype) noexcept;

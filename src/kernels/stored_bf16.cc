@@ -13,7 +13,7 @@ StoredRows find_stored_bf16() noexcept { return stored_rows<CodecBf16>(); }
 
 #if HWY_TARGET == HWY_AVX3
 StoredRows find_stored_bf16_avx512_bf16(DType q_dtype) noexcept {
-  StoredRows rows = stored_rows_in_turns<CodecBf16>();
+  StoredRows rows = stored_rows<CodecBf16, KeyOrder::kInTurns>();
   rows.many = many_rows_in_pairs<CodecBf16>(q_dtype);
   rows.max_few_rows = kMaxScoreTile;  // above, packing pays: 1.11 to 1.16 times the rate at groups of 7, 8 and 16
   return rows;

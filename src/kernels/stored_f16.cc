@@ -13,7 +13,7 @@ StoredRows find_stored_f16() noexcept { return stored_rows<CodecF16>(); }
 
 #if HWY_TARGET == HWY_AVX3
 StoredRows find_stored_f16_avx512_bf16(DType q_dtype, bool f16_as_bf16) noexcept {
-  StoredRows rows = stored_rows_in_turns<CodecF16>();
+  StoredRows rows = stored_rows<CodecF16, KeyOrder::kInTurns>();
   if (f16_as_bf16) rows.many = many_rows_in_pairs<CodecF16>(q_dtype);
   return rows;
 }

@@ -243,14 +243,14 @@ HWY_INLINE void with_rows(std::size_t rows, Body body) {
   body(std::integral_constant<std::size_t, kMax>());
 }
 
-// Rows of the next tile of at most `max_rows` when `left` are left: tiles of nearly equal height.
-HWY_INLINE std::size_t next_tile(std::size_t left, std::size_t max_rows) {
-  const std::size_t tiles = (left + max_rows - 1) / max_rows;
+// Rows of the next tile when `left` are left: tiles of nearly equal height.
+HWY_INLINE std::size_t next_tile(std::size_t left) {
+  const std::size_t tiles = (left + kMaxTileRows - 1) / kMaxTileRows;
   return (left + tiles - 1) / tiles;
 }
 
 // The steps of ManyRows in f32, whatever the format of the rows.
-inline void store_query(const float* row, std::size_t dims, float* q, std::size_t slab_stride, std::size_t) {
+inline void store_query(float* row, std::size_t dims, float* q, std::size_t slab_stride, std::size_t) {
   for (std::size_t dim = 0; dim < dims; dim += kSlabUnits, q += slab_stride) {
     std::copy_n(row + dim, std::min(kSlabUnits, dims - dim), q);
   }

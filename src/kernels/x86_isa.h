@@ -1,8 +1,8 @@
 // Intrinsics of x86, and regions of a file that are compiled for an instruction set.
 //
-// Layer: kernels, only for the x86_*.cc files. A region begins and ends function by function: per-file -m flags would
-// leak AVX-512 into inline functions of the standard library that baseline code calls. For the same reason what stands
-// there is `static` or in an unnamed namespace, or no template and not inline.
+// Layer: kernels, only for the x86_*.cc files. A region is compiled for it function by function: per-file -m flags
+// would leak AVX-512 into inline functions of the standard library that baseline code calls. For the same reason what
+// stands there is `static` or in an unnamed namespace, or no template and not inline.
 #pragma once
 
 #if defined(__x86_64__)

@@ -385,8 +385,8 @@ class Case {
   // Within the bound of the arithmetic, where that bound says anything: not for scales and slopes that are absurd.
   void compare(std::string_view target, const std::vector<std::byte>& out, const std::vector<float>& lse,
                const std::vector<double>& want, const std::vector<double>& want_lse) const {
-    const bool rounds = (target == "amx" || target == "avx512_bf16") &&
-                        (config_.kv_dtype == DType::bf16 || config_.variant.f16_as_bf16);
+    const bool rounds =
+        testing::multiplies_bf16(target) && (config_.kv_dtype == DType::bf16 || config_.variant.f16_as_bf16);
     testing::Arithmetic arithmetic;
     if (rounds) arithmetic.q = arithmetic.p = testing::kRoundBf16;
     if (rounds && config_.variant.f16_as_bf16) arithmetic.kv = testing::kRoundBf16;

@@ -419,9 +419,6 @@ inline std::vector<const char*> runnable_targets() {
   return names;
 }
 
-/// True if a target multiplies bf16, and f16 too where it may.
-inline bool multiplies_bf16(std::string_view target) { return target == "amx" || target == "avx512_bf16"; }
-
 /// The arithmetic that a target may use for a layer.
 inline Arithmetic arithmetic_of(std::string_view target, const AttentionConfig& config) {
   if (target == "avx512_bf16") {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 
 #include "pagedkv/types.h"
 
@@ -22,6 +23,9 @@ struct Arithmetic {
   double kv = 0;   ///< Of K and V inside the kernel; 0 if they are as stored.
   double cap = 0;  ///< Absolute error of a capped logit that grows with the cap, not with the logit.
 };
+
+/// True if a target multiplies bf16, and f16 too where it may.
+inline bool multiplies_bf16(std::string_view target) { return target == "amx" || target == "avx512_bf16"; }
 
 /// Sizes of the numbers that meet.
 struct Magnitudes {

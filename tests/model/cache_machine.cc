@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "kernels/tolerances.h"
 #include "pagedkv/cpu.h"
 
 namespace pagedkv::testing {
@@ -98,8 +99,7 @@ CacheMachine::CacheMachine(const CacheCase& on, Faults* faults)
   for (std::uint32_t t = 0; t < tables(); ++t) {  // the widest window, -1 before all
     if (static_cast<std::uint32_t>(windows_[t]) > static_cast<std::uint32_t>(windows_[chain_])) chain_ = t;
   }
-  const std::string_view target = cache_->options().target;
-  tolerance_ = (target == "amx" || target == "avx512_bf16") && on_.dtype != 0 ? 0.05 : 3e-5;  // its weights are bf16
+  tolerance_ = multiplies_bf16(cache_->options().target) && on_.dtype != 0 ? 0.05 : 3e-5;  // its weights are bf16
 }
 
 void CacheMachine::run(const CacheOp& op) {
