@@ -117,6 +117,7 @@ struct CodecF16 {
   static Stored from_f32(float value) noexcept { return to_f16(value); }
   template <int kHalf>
   static HWY_INLINE VecF32 split(VecU32 units) {
+#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SCALAR  // likewise
     const VecU32 low = kHalf == 0 ? hn::And(units, hn::Set(U32(), 0xFFFFU)) : hn::ShiftRight<16>(units);
     // Bits to the exponent's place; 2^112 makes up for the bias and normalises subnormals. Infinities and NaN keep a
     // saturated exponent.
@@ -128,6 +129,10 @@ struct CodecF16 {
     const VecU32 special = hn::Or(scaled, hn::Set(U32(), 0x7F800000U));
     const VecU32 value = hn::IfThenElse(hn::RebindMask(U32(), is_special), special, scaled);
     return hn::BitCast(F32(), hn::Or(value, sign));
+#else
+    const auto half = hn::TruncateTo(hn::Rebind<std::uint16_t, F32>(), kHalf == 0 ? units : hn::ShiftRight<16>(units));
+    return hn::PromoteTo(F32(), hn::BitCast(hn::Rebind<hwy::float16_t, F32>(), half));
+#endif
   }
   template <int kPart>
   static HWY_INLINE VecF32 load_part(const Stored* from) {

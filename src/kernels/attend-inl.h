@@ -66,6 +66,7 @@ class Attention {
       const bool is_first = key == task_.kv_begin, is_last = block.begin + kBlockKeys >= task_.kv_end;
       const Rows rows = rows_that_see(block);
       const std::size_t seams = std::size_t{is_first} + std::size_t{is_last};
+      if (is_last) add_queries_and_outputs(ahead[i]);
       if (rows.begin < rows.end) {
         prefetcher_.start(ahead[i], &ahead[i ^ 1],
                           steps(block, heads_before(rows.end - rows.begin)) + seams * layout_.heads * kSeamSteps);
@@ -108,9 +109,6 @@ class Attention {
       const auto row = static_cast<std::size_t>(query_row(task_, row_of(at)));
       const std::size_t from = (row * params_.num_q_heads + first_head() + at % params_.group) * params_.head_dim;
       prefetch_at_seam();
-      if (at % params_.group == 0 && at + params_.group < layout_.heads) {
-        prefetch_row<0>(params_.q, params_.q_dtype, row_of(at) + 1, params_.head_dim);
-      }
       load_query(from);
       if (is_few()) {
         stored_.spread_query(slab_, params_.head_dim, width, q_ + at * width, stride);
@@ -195,15 +193,20 @@ class Attention {
       add_exceptions(block, exceptions, begin, end);
   }
 
-  // Queries or outputs of a row that comes next: the rows of a task are far apart, so no stream of the hardware covers
-  // them.
-  template <int kWrite>
-  void prefetch_row(const void* base, DType dtype, std::int32_t row, std::size_t dims) const {
-    const std::size_t head_bytes = dims * size_of(dtype);
-    const std::size_t head = static_cast<std::size_t>(query_row(task_, row)) * params_.num_q_heads + first_head();
-    const auto* const begin = static_cast<const std::byte*>(base) + head * head_bytes;
-    for (std::size_t at = 0; at < params_.group * head_bytes; at += kLineBytes) {
-      __builtin_prefetch(begin + at, kWrite, 3);
+  // What the end of this task writes and the begin of the next one reads: rows that are far apart, so that no stream of
+  // the hardware covers them.
+  void add_queries_and_outputs(RowsAhead& ahead) const {
+    if (task_.partial_out == nullptr) add_rows(ahead, task_, params_.out, params_.out_dtype, params_.v_head_dim);
+    if (task_.next != nullptr) add_rows(ahead, *task_.next, params_.q, params_.q_dtype, params_.head_dim);
+  }
+
+  // Rows [rows][num_q_heads][dims] of a task: the heads of its group.
+  void add_rows(RowsAhead& ahead, const AttendTask& of, const void* base, DType dtype, std::size_t dims) const {
+    const std::size_t head_bytes = dims * size_of(dtype), first = std::size_t{of.kv_head} * params_.group;
+    for (std::int32_t row = 0; row < of.num_rows && !ahead.is_full(); ++row) {
+      const std::size_t head = static_cast<std::size_t>(query_row(of, row)) * params_.num_q_heads + first;
+      ahead.add(static_cast<const std::byte*>(base) + head * head_bytes,
+                static_cast<std::int64_t>(params_.group * head_bytes));
     }
   }
 
@@ -366,9 +369,6 @@ class Attention {
   void finish() {
     if (is_few()) change_order(stored_.from_parts, 0, layout_.heads);
     for (std::int32_t row = 0; row < task_.num_rows; ++row) {
-      if (task_.partial_out == nullptr && row + 1 < task_.num_rows) {
-        prefetch_row<1>(params_.out, params_.out_dtype, row + 1, params_.v_head_dim);
-      }
       for (std::uint32_t g = 0; g < params_.group; ++g) {
         const std::size_t at = heads_before(row) + g;
         const float lse = normalise(at, g);
