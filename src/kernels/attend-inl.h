@@ -69,7 +69,8 @@ class Attention {
       if (is_last) add_queries_and_outputs(ahead[i]);
       if (rows.begin < rows.end) {
         prefetcher_.start(ahead[i], &ahead[i ^ 1],
-                          steps(block, heads_before(rows.end - rows.begin)) + seams * layout_.heads * kSeamSteps);
+                          steps(block, heads_before(rows.end - rows.begin)) + seams * layout_.heads * kSeamSteps,
+                          work());
       }
       if (is_first) begin();
       if (rows.begin < rows.end) compute(block, rows);
@@ -257,6 +258,8 @@ class Attention {
 
   // Of all rows of a task whose scores are computed in quads, else 0.
   std::size_t quads() const { return is_few() ? quads_of(layout_.heads) : 0; }
+
+  Work work() const { return layout_.heads == 1 ? stored_.work_of_one : Work::kMixed; }
 
   // About how many steps of the prefetcher the work on a block takes.
   std::size_t steps(const Block& block, std::size_t rows) const {

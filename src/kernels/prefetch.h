@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "cpu/prefetch_order.h"
 
@@ -82,6 +83,9 @@ class RowsAhead {
   Piece pieces_[kMaxPieces];
 };
 
+/// What a prefetcher's steps stand beside: little but loads, whose misses are many at a time by themselves, or less.
+enum class Work { kMixed, kLoads };
+
 /// Asks for a line.
 struct PrefetchToL2 {
   [[gnu::always_inline]] static void line(const std::byte* at) noexcept {
@@ -98,7 +102,8 @@ struct PrefetchToL2 {
 /// hardware, which follows 32 pages; beyond, streams are lost before they are used.
 ///
 /// One that adapts to the CPU may ask page after page instead: a round is one page then, and two lines are asked for at
-/// once (the second may be one behind the rows).
+/// once (the second may be one behind the rows); of work that is little but loads, no more than where the hardware's
+/// stream begins.
 template <int kStreams, class Prefetch = PrefetchToL2, bool kAdapts = false>
 class StreamPrefetcher {
   static_assert(RowsAhead::kMaxPieces % kStreams == 0);
@@ -109,12 +114,15 @@ class StreamPrefetcher {
 
   /// All lines of `rows` over about `num_steps` calls of step(), and the first lines of what comes after them, if that
   /// is known. Both stay as they are meanwhile.
-  void start(const RowsAhead& rows, const RowsAhead* after, std::size_t num_steps) noexcept {
+  void start(const RowsAhead& rows, const RowsAhead* after, std::size_t num_steps, Work work = Work::kMixed) noexcept {
+    constexpr std::ptrdiff_t kAll = std::numeric_limits<std::ptrdiff_t>::max();
+    const std::ptrdiff_t reach = is_page_after_page() && work == Work::kLoads ? kStreamBegin : kAll;
     std::ptrdiff_t num_groups = 0;  // shorter pieces of a round take as many turns as the longest
     Round* round = rounds_;
     for (const RowsAhead::Piece* piece = rows.begin(); piece != rows.end(); ++round) {
       *round = round_of(piece, rows);
       for (; piece != round->end; ++piece) round->bytes = std::max(round->bytes, piece->end - piece->begin);
+      round->bytes = std::min(round->bytes, reach);
       num_groups += (round->end - round->begin) * ((round->bytes + group_bytes() - 1) / group_bytes());
     }
     *round = after == nullptr ? Round{nullptr, nullptr, 0} : round_of(after->begin(), *after);
@@ -130,6 +138,7 @@ class StreamPrefetcher {
  private:
   static constexpr std::ptrdiff_t kGroupBytes = 256;  // of one page before the next one, if pages are read in turn
   static constexpr std::ptrdiff_t kPairBytes = 2 * kLineBytes;  // asked for at once, if they are read one after another
+  static constexpr std::ptrdiff_t kStreamBegin = 256;           // of each page, where loads keep memory busy
   static constexpr std::ptrdiff_t kOne = 1 << 16;               // a group, in the units of `pace_` and `credit_`
 
   // Pages that are read side by side.
@@ -176,7 +185,7 @@ class StreamPrefetcher {
       pace_ = credit_ = 0;
       return;
     }
-    if (is_page_after_page()) line_ = piece_->begin, line_end_ = piece_->end;
+    if (is_page_after_page()) line_ = piece_->begin, line_end_ = piece_->begin + round->bytes;
     for (const RowsAhead::Piece* next = round[1].begin; next != round[1].end; ++next) {
       Prefetch::line(next->begin);
     }

@@ -377,6 +377,7 @@ std::uint64_t find_exceptions(const Block& block, std::size_t dims) noexcept {
 struct StoredRows {
   ManyRows many;
   std::size_t max_few_rows;  // (row, head) pairs of a task that read rows as they are stored
+  Work work_of_one;          // of them
   void (*spread_query)(float* row, std::size_t dims, std::size_t width, float* q, std::size_t stride) noexcept;
   void (*to_parts)(float* row, std::size_t dims) noexcept;
   void (*from_parts)(float* row, std::size_t dims) noexcept;
@@ -401,6 +402,7 @@ StoredRows stored_rows() noexcept {
                    .pack_values = &pack_values<Codec>,
                    .weigh = &weigh_many},
           .max_few_rows = kFewRows,
+          .work_of_one = Work::kMixed,
           .spread_query = &spread_query<Codec>,
           .to_parts = &to_parts<Codec>,
           .from_parts = &from_parts<Codec>,

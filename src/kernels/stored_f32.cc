@@ -14,6 +14,7 @@ StoredRows find_stored_f32() noexcept { return stored_rows<CodecF32>(); }
 StoredRows find_stored_f32_avx512_bf16() noexcept {
   StoredRows rows = stored_rows<CodecF32, KeyOrder::kInTurns>();
   rows.max_few_rows = kMaxScoreTile;  // above, packing pays: 1.12 times the rate at a group of 8, 1.14 at 16
+  rows.work_of_one = Work::kLoads;    // 1.06 to 1.17 times the rate of groups of 1
   return rows;
 }
 #endif

@@ -3,9 +3,11 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 namespace pagedkv::kernels {
@@ -136,7 +138,10 @@ TEST(StreamPrefetcher, AsksForEveryLineWithinItsStepsAndTheFirstOfTheNextRows) {
   }
 }
 
-TEST(StreamPrefetcher, AsksPageAfterPageWhereTheCpuWantsIt) {
+class PageAfterPage : public testing::TestWithParam<std::pair<Work, std::uintptr_t>> {};  // and bytes asked for, a page
+
+TEST_P(PageAfterPage, IsAskedForWhereTheCpuWantsIt) {
+  const auto [work, most] = GetParam();
   for (const std::uintptr_t num_pages : {1U, 9U, 256U}) {
     for (const std::size_t num_steps : {1U, 300U, 50000U}) {
       RowsAhead rows, after;
@@ -145,13 +150,14 @@ TEST(StreamPrefetcher, AsksPageAfterPageWhereTheCpuWantsIt) {
         const std::uintptr_t begin = kPool + 2 * page * std::uintptr_t{kOsPageBytes};
         const std::uintptr_t bytes = page % 3 == 0 ? 1024 : 4096;
         rows.add(at(begin), static_cast<std::int64_t>(bytes));
-        for (std::uintptr_t line = begin; line < begin + bytes; line += std::uintptr_t{kLineBytes})
-          want.push_back(line);
+        for (std::uintptr_t offset = 0; offset < std::min(bytes, most); offset += std::uintptr_t{kLineBytes}) {
+          want.push_back(begin + offset);
+        }
       }
       after.add(at(2 * kPool), 4096);
       Recorder::lines.clear();
       StreamPrefetcher<8, Recorder, true> prefetcher(cpu::PrefetchOrder::kPageAfterPage);
-      prefetcher.start(rows, &after, num_steps);
+      prefetcher.start(rows, &after, num_steps, work);
       for (std::size_t step = 0; step < num_steps + 1; ++step) prefetcher.step();
       std::vector<std::uintptr_t> got;  // each once, but the first line of a page, also asked for a page ahead
       std::set<std::uintptr_t> begun;
@@ -165,6 +171,9 @@ TEST(StreamPrefetcher, AsksPageAfterPageWhereTheCpuWantsIt) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Work, PageAfterPage,
+                         testing::Values(std::pair(Work::kMixed, 4096U), std::pair(Work::kLoads, 256U)));
 
 TEST(RowsAhead, AddsWhatFits) {
   RowsAhead rows;
