@@ -9,8 +9,6 @@
 #include <limits>
 #include <utility>
 
-using std::isnan;  // by its global name Highway 1.0 calls it in its scalar target
-
 #include "core/align.h"
 #include "format/convert.h"
 #include "hwy/highway.h"
