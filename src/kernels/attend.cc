@@ -15,38 +15,32 @@ StoredRows stored(const AttendParams& params) noexcept {
   return params.kv_dtype == DType::f16 ? find_stored_f16() : find_stored_bf16();
 }
 
-void attend(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept {
-  Attention(params, task, stored(params), scratch).run();
-}
-
-std::size_t scratch_bytes(const AttendParams& params, std::int32_t max_rows) noexcept {
-  return Attention::scratch_bytes(params, stored(params), max_rows);
-}
-
 #if HWY_TARGET == HWY_AVX3
 StoredRows stored_avx512_bf16(const AttendParams& params) noexcept {
   if (params.kv_dtype == DType::f32) return find_stored_f32_avx512_bf16();
   return params.kv_dtype == DType::f16 ? find_stored_f16_avx512_bf16(params.q_dtype, params.f16_as_bf16)
                                        : find_stored_bf16_avx512_bf16(params.q_dtype);
 }
-
-void attend_avx512_bf16(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept {
-  Attention(params, task, stored_avx512_bf16(params), scratch).run();
-}
-
-std::size_t scratch_bytes_avx512_bf16(const AttendParams& params, std::int32_t max_rows) noexcept {
-  return Attention::scratch_bytes(params, stored_avx512_bf16(params), max_rows);
-}
 #endif
+
+template <StoredRows (*kStored)(const AttendParams&) noexcept>
+void attend(const AttendParams& params, const AttendTask& task, std::byte* scratch) noexcept {
+  Attention(params, task, kStored(params), scratch).run();
+}
+
+template <StoredRows (*kStored)(const AttendParams&) noexcept>
+std::size_t scratch_bytes(const AttendParams& params, std::int32_t max_rows) noexcept {
+  return Attention::scratch_bytes(params, kStored(params), max_rows);
+}
 
 }  // namespace
 
 // Finders export addresses: a table of noexcept functions is more than HWY_EXPORT of Highway 1.0 can hold.
-AttendFn find_attend() noexcept { return attend; }
-ScratchFn find_scratch() noexcept { return scratch_bytes; }
+AttendFn find_attend() noexcept { return attend<stored>; }
+ScratchFn find_scratch() noexcept { return scratch_bytes<stored>; }
 #if HWY_TARGET == HWY_AVX3
-AttendFn find_attend_avx512_bf16() noexcept { return attend_avx512_bf16; }
-ScratchFn find_scratch_avx512_bf16() noexcept { return scratch_bytes_avx512_bf16; }
+AttendFn find_attend_avx512_bf16() noexcept { return attend<stored_avx512_bf16>; }
+ScratchFn find_scratch_avx512_bf16() noexcept { return scratch_bytes<stored_avx512_bf16>; }
 #endif
 
 }  // namespace pagedkv::kernels::HWY_NAMESPACE
